@@ -1,0 +1,73 @@
+"""What a caller gets, where it came from, and who may be asked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Hashable, Mapping
+from enum import StrEnum
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+from msgspec import Struct
+
+T = TypeVar("T")
+
+
+class Source(StrEnum):
+    """Where an answer came from."""
+
+    LIVE = "live"
+    COALESCED = "coalesced"
+    CACHED = "cached"
+    LAST_GOOD = "last_good"
+    STATIC = "static"
+    HANDLER = "handler"
+    ALTERNATE = "alternate"
+
+
+LIVE = Source.LIVE  # a module global: reading a member through its class costs a descriptor call on every answer
+
+
+class Answer(Struct, Generic[T], frozen=True):
+    """A value and where it came from. `age` is in seconds; `error` says why it is not live, None if it is."""
+
+    value: T
+    source: Source = LIVE
+    age: float = 0.0
+    error: Exception | None = None
+
+    @property
+    def degraded(self) -> bool:
+        """Whether this stands in for an answer that could not be had."""
+        return self.error is not None
+
+
+class Question(Struct, frozen=True):
+    """What a tier is asked: the call that got no live answer, and why.
+
+    `now` and `deadline` are instants of the caller's clock, in seconds. `outcome` is "rejected", "failed" or "unknown";
+    `not_sent` says that nothing certainly reached the upstream, so that the call may be made elsewhere.
+    """
+
+    key: Hashable | None
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    error: Exception
+    now: float
+    deadline: float
+    outcome: str = "failed"
+    idempotent: bool | None = None
+    not_sent: bool = False
+
+
+@runtime_checkable
+class Tier(Protocol):
+    """One way to answer without the upstream.
+
+    It answers at once, or in a while (an awaitable), or declines (None, or by raising): then the next tier is asked.
+    A tier may also have `remember(key, value, now)`, which is told every live value; `timeout`, the seconds it wants
+    instead of the policy's `fallback_timeout`; and `after_unknown = True`, to be asked even when the call may have
+    taken effect.
+    """
+
+    def answer(self, question: Question, /) -> Answer[Any] | None | Awaitable[Answer[Any] | None]:
+        """The answer, a promise of one, or None."""
+        ...

@@ -1,0 +1,131 @@
+"""The tiers of an operation, asked in order until one answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from inspect import iscoroutine, iscoroutinefunction
+from typing import Any
+
+import msgspec
+
+from fallbacks.answer import Answer, Question, Tier
+
+Scope = Callable[[float], AbstractContextManager[object]]
+"""Makes an instant the ambient deadline, for tiers that call other upstreams."""
+
+
+class Fallback:
+    """The tiers in order. Each is limited in time, and in how many may be in it at once: a counter that never waits.
+
+    `timeout` (seconds) is for tiers that do not say for themselves. A tier that fails, comes too late, is full or
+    declines hands on to the next; each leaves a note on the error.
+    """
+
+    __slots__ = ("_running", "_scope", "failed", "limit", "tiers", "timeout")
+
+    def __init__(
+        self, tiers: Iterable[Tier], *, timeout: float = 0.1, limit: float = 10, scope: Scope = nullcontext
+    ) -> None:
+        self.tiers = tuple(tiers)
+        self.timeout = timeout
+        self.limit = limit
+        self.failed = 0  # tiers that raised, came too late, or were full
+        self._scope = scope
+        self._running = [0] * len(self.tiers)
+
+    @property
+    def reserve(self) -> float:
+        """Seconds to keep back for the tiers that may await; 0.0 where none does."""
+        return max((self._timeout_of(tier) for tier in self.tiers if may_await(tier)), default=0.0)
+
+    async def answer(self, question: Question) -> Answer[Any] | None:
+        """The first answer; None when no tier has one."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for place, tier in enumerate(self.tiers):
+            if question.outcome == "unknown" and not getattr(tier, "after_unknown", False):
+                question.error.add_note(f"{name_of(tier)} was not asked: it may have taken effect")
+                continue
+            if place and (passed := loop.time() - began):
+                question = msgspec.structs.replace(question, now=question.now + passed)
+                began += passed
+            try:
+                answer = tier.answer(question)
+                if answer is not None and type(answer) is not Answer:
+                    answer = await self._wait_for(place, tier, answer, question)
+            except Exception as error:
+                self.failed += 1
+                question.error.add_note(f"{name_of(tier)} failed: {error!r}")
+            except asyncio.CancelledError:
+                if left():
+                    raise
+                self.failed += 1
+                question.error.add_note(f"{name_of(tier)} failed: a task of its own was cancelled")
+            else:
+                if answer is not None:
+                    return answer
+                question.error.add_note(f"{name_of(tier)} had no answer")
+        return None
+
+    async def _wait_for(
+        self, place: int, tier: Tier, promise: Awaitable[Answer[Any] | None], question: Question
+    ) -> Answer[Any] | None:
+        if not hasattr(promise, "__await__"):
+            msg = f"answer() gave {promise!r}, which is no Answer, None or awaitable"
+            raise TypeError(msg)
+        if self._running[place] >= self.limit:
+            dismiss(promise)
+            msg = f"{self.limit} are in it already"
+            raise RuntimeError(msg)
+        patience = min(self._timeout_of(tier, question), question.deadline - question.now)
+        if patience <= 0:
+            dismiss(promise)
+            msg = "no time was left"
+            raise TimeoutError(msg)
+        running = self._running
+        running[place] += 1
+        try:
+            with self._scope(question.now + patience):
+                async with asyncio.timeout(patience):
+                    answer = await promise
+        finally:
+            running[place] -= 1
+        if answer is not None and type(answer) is not Answer:
+            msg = f"answer() promised {answer!r}, which is no Answer or None"
+            raise TypeError(msg)
+        return answer
+
+    def _timeout_of(self, tier: Tier, question: Question | None = None) -> float:
+        timeout = getattr(tier, "timeout", None)
+        if timeout is None:
+            return self.timeout
+        if question is not None and getattr(tier, "shares", False):
+            return min(timeout, (question.deadline - question.now) / 2)
+        return float(timeout)
+
+
+def may_await(tier: Tier) -> bool:
+    """Whether a tier may take time: it says so (`awaits`), it names a timeout, or its `answer` is `async def`."""
+    says = getattr(tier, "awaits", None)
+    if says is not None:
+        return bool(says)
+    return getattr(tier, "timeout", None) is not None or iscoroutinefunction(tier.answer)
+
+
+def name_of(tier: Tier) -> str:
+    """What a note calls a tier."""
+    return getattr(tier, "name", None) or type(tier).__name__
+
+
+def dismiss(promise: object) -> None:
+    """Close a coroutine that will not be awaited, so that Python does not complain of it."""
+    if iscoroutine(promise):
+        promise.close()
+
+
+def left() -> bool:
+    """Whether the caller left (its task was cancelled), rather than something inside."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0

@@ -1,0 +1,118 @@
+"""The tiers that remember nothing: a fixed value, a function, another upstream."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
+from typing import Any, Protocol
+
+from fallbacks.answer import Answer, Question, Source
+
+
+class Static:
+    """A default that is always there: Static([]) answers with an empty list when nothing better is left.
+
+    It stands last. The value is shared by all who get it, so give something nobody changes.
+    `after_unknown=True`: answer even when the call may have taken effect.
+    """
+
+    __slots__ = ("after_unknown", "value")
+
+    awaits = False
+
+    def __init__(self, value: Any, *, after_unknown: bool = False) -> None:  # noqa: ANN401 - any default
+        self.value = value
+        self.after_unknown = after_unknown
+
+    def answer(self, question: Question, /) -> Answer[Any]:
+        """The default."""
+        return Answer(self.value, Source.STATIC, 0.0, question.error)
+
+
+class Handler:
+    """A function that answers instead: called with the error and the call's own arguments. Made by `handler`."""
+
+    __slots__ = ("_function", "after_unknown", "name", "timeout")
+
+    awaits = True
+
+    def __init__(self, function: Callable[..., Any], *, timeout: float | None, after_unknown: bool) -> None:
+        self._function = function
+        self.name = f"handler {getattr(function, '__name__', repr(function))}"
+        self.timeout = timeout
+        self.after_unknown = after_unknown
+
+    def answer(self, question: Question, /) -> Answer[Any] | Awaitable[Answer[Any]]:
+        """What the function makes of it, at once or in a while."""
+        value = self._function(question.error, *question.args, **question.kwargs)
+        if isawaitable(value):
+            return self._later(value, question)
+        return Answer(value, Source.HANDLER, 0.0, question.error)
+
+    @staticmethod
+    async def _later(value: Awaitable[Any], question: Question) -> Answer[Any]:
+        return Answer(await value, Source.HANDLER, 0.0, question.error)
+
+
+def handler(function: Callable[..., Any], *, timeout: float | None = None, after_unknown: bool = False) -> Handler:
+    """A function as a tier: `handler(fn)` answers with `fn(error, *args, **kwargs)`, sync or async.
+
+    Its None is an answer; to hand on to the next tier it raises. `timeout` is in seconds, by default the policy's
+    `fallback_timeout`. A sync function runs on the event loop, so it must be quick.
+    """
+    return Handler(function, timeout=timeout, after_unknown=after_unknown)
+
+
+class Askable(Protocol):
+    """Anything with `ask`: an operation of another upstream."""
+
+    def ask(self, *args: Any, **kwargs: Any) -> Awaitable[Answer[Any]]:  # noqa: ANN401 - any operation
+        """An answer."""
+        ...
+
+
+class Alternate:
+    """Another operation with the same arguments: a second provider, another region.
+
+    Asked after a rejection or a failure that is safe to repeat elsewhere, never when the call may have taken effect.
+    `timeout` (seconds) is by default the other operation's own `timeout.call`, but never more than half of what is left.
+    """
+
+    __slots__ = ("_timeout", "operation")
+
+    awaits = True
+    after_unknown = False
+
+    def __init__(self, operation: Askable, *, timeout: float | None = None) -> None:
+        self.operation = operation
+        self._timeout = timeout
+
+    @property
+    def name(self) -> str:
+        """What a note calls it."""
+        return f"alternate {getattr(self.operation, 'name', repr(self.operation))}"
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds it may take; None where neither we nor the other operation say."""
+        if self._timeout is not None:
+            return self._timeout
+        limit: float | None = getattr(getattr(self.operation, "timeout", None), "call", None)
+        return limit
+
+    @property
+    def shares(self) -> bool:
+        """Whether it takes no more than half of what is left, for the sake of the tiers after it."""
+        return self._timeout is None
+
+    def answer(self, question: Question, /) -> Awaitable[Answer[Any]] | None:
+        """The other operation's answer, if the call may be made again at all."""
+        if question.outcome == "unknown":
+            return None
+        if question.outcome == "failed" and question.idempotent is None and not question.not_sent:
+            return None
+        return self._ask(question)
+
+    async def _ask(self, question: Question) -> Answer[Any]:
+        answer = await self.operation.ask(*question.args, **question.kwargs)
+        return Answer(answer.value, Source.ALTERNATE, answer.age, question.error)

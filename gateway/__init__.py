@@ -1,0 +1,85 @@
+"""An async gateway: every upstream gets its own pool, its own circuit, its own limits on time, and its own plan B."""
+
+from fallbacks import Alternate, Answer, Fallback, LastGood, Question, Source, Static, Tier, handler
+from gateway.breaker import BreakerSnapshot, CircuitBreaker, Permit
+from gateway.bulkhead import Bulkhead, BulkheadSnapshot
+from gateway.context import Deadline
+from gateway.counts import Counts, LatencySnapshot
+from gateway.events import AttemptFailed, CallFinished, CircuitChanged, Event
+from gateway.operation import Operation, OperationSnapshot
+from gateway.outcome import (
+    BulkheadFull,
+    CircuitOpen,
+    ConfigError,
+    DeadlineExceeded,
+    Failed,
+    FailedTimeout,
+    GatewayClosed,
+    GatewayError,
+    KeyNeeded,
+    NotSent,
+    Outcome,
+    Refused,
+    Rejected,
+    Unknown,
+    UnknownName,
+    UnknownTimeout,
+    WrongLoop,
+)
+from gateway.policy import BreakerPolicy, BulkheadPolicy, Policy, RetryPolicy, TimeoutPolicy
+from gateway.registry import Gateway, GatewaySnapshot
+from gateway.retry import Retry
+from gateway.upstream import Upstream, UpstreamSnapshot
+
+__all__ = [
+    "Alternate",
+    "Answer",
+    "AttemptFailed",
+    "BreakerPolicy",
+    "BreakerSnapshot",
+    "Bulkhead",
+    "BulkheadFull",
+    "BulkheadPolicy",
+    "BulkheadSnapshot",
+    "CallFinished",
+    "CircuitBreaker",
+    "CircuitChanged",
+    "CircuitOpen",
+    "ConfigError",
+    "Counts",
+    "Deadline",
+    "DeadlineExceeded",
+    "Event",
+    "Failed",
+    "FailedTimeout",
+    "Fallback",
+    "Gateway",
+    "GatewayClosed",
+    "GatewayError",
+    "GatewaySnapshot",
+    "KeyNeeded",
+    "LastGood",
+    "LatencySnapshot",
+    "NotSent",
+    "Operation",
+    "OperationSnapshot",
+    "Outcome",
+    "Permit",
+    "Policy",
+    "Question",
+    "Refused",
+    "Rejected",
+    "Retry",
+    "RetryPolicy",
+    "Source",
+    "Static",
+    "Tier",
+    "TimeoutPolicy",
+    "Unknown",
+    "UnknownName",
+    "UnknownTimeout",
+    "Upstream",
+    "UpstreamSnapshot",
+    "WrongLoop",
+    "handler",
+]

@@ -1,0 +1,36 @@
+"""One request on its way."""
+
+from __future__ import annotations
+
+from asyncio import Task
+from collections.abc import Hashable
+from typing import Any
+
+from msgspec import Struct
+
+from gateway.context import Ambient
+from gateway.outcome import GatewayError, Outcome
+
+
+class Call(Struct, eq=False):
+    """What is known of one call: what was asked, when, until when, and how it has gone so far.
+
+    Instants are of the upstream's clock. `at`: when its current step began. `cutoff`: when tries must be over, so that
+    the fallbacks get the time that is reserved for them.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    key: Hashable | None
+    task: Task[Any]
+    asked_at: float
+    at: float
+    cutoff: float
+    deadline: float
+    outer: Ambient | None
+    attempts: int = 0  # tries that were sent
+    waited: float = 0.0  # seconds spent in the queue
+    outcome: Outcome = Outcome.FAILED  # how it ends, if it ends in an error
+    failure: GatewayError | None = None  # of the last try that was sent
+    not_sent: bool = False  # that failure had certainly no effect upstream
+    error: BaseException | None = None  # what the caller was told, or why the answer is not live

@@ -1,0 +1,102 @@
+"""What happened, as frozen values, for whoever listens. Nobody listening costs one look at an empty tuple.
+
+Listeners are plain functions, called at once and in order. One that raises is logged and removed: observation never
+changes what is observed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from msgspec import Struct
+
+from fallbacks.answer import Source
+from gateway.outcome import ConfigError, Outcome
+
+log = logging.getLogger("gateway")
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """Something happened to an upstream, at an instant of the gateway's monotonic clock, in seconds."""
+
+    upstream: str
+    at: float
+
+
+class CallFinished(Event, frozen=True, kw_only=True):
+    """A call ended. `source` is None where no answer was had; `waited` are the seconds spent in the queue."""
+
+    operation: str
+    outcome: Outcome
+    source: Source | None
+    duration: float
+    waited: float
+    attempts: int
+    error: BaseException | None
+
+
+class AttemptFailed(Event, frozen=True, kw_only=True):
+    """A try was sent and failed; `attempt` counts from 1."""
+
+    operation: str
+    attempt: int
+    outcome: Outcome
+    error: BaseException
+    duration: float
+
+
+class CircuitChanged(Event, frozen=True, kw_only=True):
+    """The circuit went from one state to another; `at` is when that was due, even if noticed later."""
+
+    before: str
+    after: str
+
+
+KINDS: tuple[type[Event], ...] = (CallFinished, AttemptFailed, CircuitChanged)
+Listener = TypeVar("Listener", bound=Callable[[Any], object])
+
+
+class Listeners:
+    """Who hears what. Its attributes are the listeners of each kind of event."""
+
+    __slots__ = ("attempt_failed", "call_finished", "circuit_changed")
+
+    def __init__(self) -> None:
+        self.call_finished: tuple[Callable[[CallFinished], object], ...] = ()
+        self.attempt_failed: tuple[Callable[[AttemptFailed], object], ...] = ()
+        self.circuit_changed: tuple[Callable[[CircuitChanged], object], ...] = ()
+
+    def add(self, listener: Callable[[Any], object], kinds: tuple[type[Event], ...]) -> None:
+        """Tell `listener` of these kinds of events from now on; none, or `Event`, means all of them."""
+        for kind in kinds:
+            if not (isinstance(kind, type) and issubclass(kind, Event)):
+                raise ConfigError("on", f"{kind!r} is not a kind of event", "give Event or one of its subclasses")
+        for kind in KINDS:
+            if (not kinds or issubclass(kind, kinds)) and listener not in self._of(kind):
+                self._put(kind, (*self._of(kind), listener))
+
+    def remove(self, listener: Callable[[Any], object]) -> None:
+        """Tell it no more."""
+        for kind in KINDS:
+            self._put(kind, tuple(one for one in self._of(kind) if one is not listener))
+
+    def tell(self, listeners: tuple[Callable[[Any], object], ...], event: Event) -> None:
+        """Tell each of them."""
+        for listener in listeners:
+            try:
+                listener(event)
+            except Exception:
+                self.remove(listener)
+                log.exception("listener %r raised and was removed", listener)
+
+    def _of(self, kind: type[Event]) -> tuple[Callable[[Any], object], ...]:
+        listeners: tuple[Callable[[Any], object], ...] = getattr(self, SLOT[kind])
+        return listeners
+
+    def _put(self, kind: type[Event], listeners: tuple[Callable[[Any], object], ...]) -> None:
+        setattr(self, SLOT[kind], listeners)
+
+
+SLOT = {CallFinished: "call_finished", AttemptFailed: "attempt_failed", CircuitChanged: "circuit_changed"}

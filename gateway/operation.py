@@ -1,0 +1,618 @@
+"""The life of a call. Read `ask` and `_attempt`: they are the whole of it, in order.
+
+Everything else here serves one of their lines. What a line does is in the part it names; what it costs is paid at
+registration, at a transition, on failure, or when somebody asks, wherever that is possible.
+"""
+
+from __future__ import annotations
+
+import logging
+from asyncio import CancelledError, Task, current_task, sleep
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from contextvars import Token
+from dataclasses import dataclass
+from functools import partial, update_wrapper
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+
+from fallbacks.answer import LIVE, Answer, Question, Source, Tier
+from fallbacks.chain import Fallback
+from fallbacks.last_good import LastGood
+from fallbacks.tiers import Alternate, Static, handler
+from gateway.arguments import Arguments, Keys
+from gateway.call import Call
+from gateway.context import AMBIENT, HALF_MICROSECOND, Ambient, Deadline, leave
+from gateway.counts import Counts, Histogram, LatencySnapshot, Tally
+from gateway.events import AttemptFailed, CallFinished
+from gateway.lane import Lane, Timer
+from gateway.outcome import (
+    BulkheadFull,
+    ConfigError,
+    DeadlineExceeded,
+    Failed,
+    FailedTimeout,
+    GatewayError,
+    NotSent,
+    Outcome,
+    Refused,
+    Rejected,
+    Unknown,
+    UnknownTimeout,
+)
+from gateway.policy import Policy, TimeoutPolicy
+
+if TYPE_CHECKING:
+    from gateway.breaker import CircuitBreaker, State
+    from gateway.bulkhead import Bulkhead
+    from gateway.context import Clock
+    from gateway.events import Listeners
+    from gateway.retry import Retry
+
+log = logging.getLogger("gateway")
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+T = TypeVar("T")
+H = TypeVar("H", bound=Callable[..., Any])
+A = TypeVar("A", bound=Tier)
+CANCELLED = Outcome.CANCELLED  # module globals: reading a member through its class costs a descriptor call
+GRACE = 0.05
+"""A try that was told to end, and ends later than this, in seconds, has overrun."""
+
+
+class Host(Protocol):
+    """What an operation needs of its upstream."""
+
+    name: str
+    loop: object
+    clock: Clock
+    gateway: object
+    bulkhead: Bulkhead
+    breaker: CircuitBreaker
+    retry: Retry
+    waits: Histogram
+    listeners: Listeners
+
+    def task_here(self) -> Task[Any]:
+        """The current task, after opening the gateway on its loop if need be; raises if it cannot be."""
+        ...
+
+    def lane(self, seconds: float) -> Lane:
+        """The lane for tries of this duration."""
+        ...
+
+
+class Judged(Exception):  # noqa: N818 - it never leaves this module
+    """A value that `classify=` judged to be no success."""
+
+    def __init__(self, value: object, outcome: Outcome) -> None:
+        super().__init__(f"the value {value!r} was judged {outcome}")
+        self.value, self.outcome = value, outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationSnapshot:
+    """An operation's numbers; `latency` is the service time of successful tries, in seconds."""
+
+    name: str
+    counts: Counts
+    latency: LatencySnapshot
+
+
+class Operation(Generic[P, T]):
+    """One thing you ask of an upstream. `await op(...)` gives the value, `await op.ask(...)` the `Answer`.
+
+    Raises what section "What is raised" of the guide says: a `Rejected` (never sent), a `Failed` or `Unknown` from the
+    upstream's own error, or the refusal as the function raised it.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is a declaration of its own
+        self,
+        upstream: Host,
+        policy: Policy,
+        function: Callable[..., Any],
+        send: Callable[..., Awaitable[T]],
+        *,
+        name: str,
+        idempotent: bool | None,
+        fallback: Sequence[Tier],
+        refused: tuple[type[BaseException], ...],
+        classify: Callable[[Any], Outcome | None] | None,
+        key: Callable[..., Hashable] | None,
+        identity: Callable[[], Hashable] | None,
+        timeout: TimeoutPolicy | None,
+    ) -> None:
+        update_wrapper(self, function)
+        self.__wrapped__ = plain = function.__func__ if isinstance(function, classmethod) else function
+        self.name = name
+        self.upstream = upstream
+        self.idempotent = idempotent
+        self.calls: set[Call] = set()  # in flight
+        self.tally = Tally()
+        self.latency = Histogram()
+        self._binds_class = isinstance(function, classmethod)
+        self._refused = (Refused, ConfigError, *refused)
+        self._classify = classify
+        self._sender = send
+        self.swap_sender(send)
+        self._arguments = Arguments(plain)
+        self._keys = Keys(upstream.name, name, self._arguments, key=key, identity=identity)
+        self._own_timeout = timeout
+        self._lane: Lane  # from `take_lane`, once a loop is known
+        self._fallback = Fallback((), scope=self._scope)
+        self._memories: tuple[Any, ...] = ()
+        self.use(policy, self.timeout_under(policy))
+        for tier in fallback:
+            self._add(tier)
+        if idempotent is None:
+            log.info("%s.%s does not say whether it is idempotent: it is not repeated", upstream.name, name)
+
+    # -- the life of a call
+
+    async def ask(self, *args: P.args, **kwargs: P.kwargs) -> Answer[T]:
+        """The best answer there is: live, else from the fallbacks in order, else an error that says what may be done."""
+        call = self._begin(args, kwargs)
+        ended: str = CANCELLED  # unless it ends in one of the other ways
+        try:
+            if call.task.cancelling():
+                await sleep(0)  # a cancel that is pending ends the call before anything is sent
+            while True:
+                try:
+                    value = await self._attempt(call)
+                except Exception as error:
+                    pause = self._pause(call, error)
+                    if pause is None:
+                        answer: Answer[T] = await self._fall_back(call, error)
+                        break
+                else:
+                    if self._memories:
+                        self._remember(call, value)
+                    answer = Answer(value)
+                    break
+                await sleep(pause)
+                call.at = self.upstream.clock()
+            ended = answer.source
+            return answer
+        except Exception:
+            ended = call.outcome
+            raise
+        finally:
+            self._finish(call, ended)
+
+    async def _attempt(self, call: Call) -> T:
+        """One try: a place in the pool, leave from the circuit, a limit on time, the world; and the verdict."""
+        upstream, now = self.upstream, call.at
+        bulkhead, breaker = upstream.bulkhead, upstream.breaker
+        if not bulkhead.acquire_nowait():
+            now = await self._queue(call)
+        try:
+            if now >= call.cutoff:  # a function that never suspends would be sent all the same
+                raise too_late()
+            circuit = breaker.enter(now)  # after the queue: no probe is spent on a caller who still waits
+            timer = self._lane.start(call.task, now, call.cutoff, call.outer)
+            outside = AMBIENT.set(Ambient(timer.at, upstream.clock, upstream.gateway, timer))
+            try:
+                call.attempts += 1
+                self.tally.attempts += 1
+                value = await self._send(*call.args, **call.kwargs)
+            except BaseException as error:
+                leave(outside)
+                failure = self._failed(call, circuit, timer, now, error)
+                if failure is error:
+                    raise
+                raise failure from failure.__cause__
+            AMBIENT.reset(outside)
+            call.at = ended_at = upstream.clock()
+            if timer.stop() or ended_at > timer.at:
+                self.tally.overran += 1  # it comes late, but it is here
+            breaker.leave(circuit, ended_at, False, ended_at - now > breaker.slow_beyond)
+            self.latency.record(ended_at - now)
+            return value
+        finally:
+            bulkhead.release()  # unless a thread took the place over: then its end gives it back
+
+    # -- the lines of `ask` and `_attempt`
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Who asks what, until when. A call that cannot be made raises here, before anything is counted."""
+        self._arguments.check(args, kwargs)
+        key = self._keys.of(args, kwargs) if self._memories else None
+        upstream = self.upstream
+        task = current_task(upstream.loop)  # type: ignore[arg-type]  # naming the loop spares Python 3.11 a getpid()
+        if task is None:
+            task = upstream.task_here()
+        now = upstream.clock()
+        deadline = now + self._call_for
+        outer = AMBIENT.get()
+        if outer is not None and outer.deadline < deadline:
+            deadline = outer.deadline
+        cutoff = deadline
+        if self._reserve:
+            cutoff -= min(self._reserve, (deadline - now) / 2)
+        call = Call(args, kwargs, key, task, now, now, cutoff, deadline, outer)
+        self.tally.asked += 1
+        self.calls.add(call)
+        return call
+
+    async def _queue(self, call: Call) -> float:
+        """Wait for a place; the instant it was given. An open circuit rejects before anyone queues."""
+        upstream = self.upstream
+        upstream.breaker.check()
+        queued = True
+        try:
+            await upstream.bulkhead.acquire(call.cutoff)
+        except BulkheadFull as full:
+            queued = full.reason != "queue_full"
+            raise
+        finally:
+            now = upstream.clock()
+            if queued:
+                call.waited += now - call.at
+                upstream.waits.record(now - call.at)
+        return now
+
+    def _failed(
+        self, call: Call, circuit: State, timer: Timer, sent_at: float, error: BaseException
+    ) -> BaseException:
+        """A try that gave no value: the verdict to the circuit, and what to raise (`error` itself, or our own)."""
+        upstream, breaker = self.upstream, self.upstream.breaker
+        timed_out = timer.stop_on(error)
+        now = upstream.clock()
+        took = now - sent_at
+        if timer.fired_at is not None and now - timer.fired_at > GRACE:
+            self.tally.overran += 1
+        outcome, not_sent = self._judge(call, timer, timed_out, error)
+        if outcome is Outcome.REFUSED:
+            breaker.leave_refused(circuit, now)
+            call.outcome = outcome
+            call.error = Refused(error.value) if isinstance(error, Judged) else error
+            return call.error
+        if outcome is CANCELLED:
+            evidence = ended_from_above(call, error) and took + HALF_MICROSECOND >= self._evidence_after
+        else:
+            cut = timed_out and timer.nearer
+            evidence = not cut or took + HALF_MICROSECOND >= self._evidence_after
+        breaker.leave(circuit, now, True if evidence else None, took > breaker.slow_beyond)
+        if outcome is CANCELLED:
+            return error
+        failure = self._failure(call, timer, outcome, timed_out, took, error)
+        call.outcome, call.failure, call.not_sent = outcome, failure, not_sent
+        if upstream.listeners.attempt_failed:
+            event = AttemptFailed(
+                upstream=upstream.name,
+                at=now,
+                operation=self.name,
+                attempt=call.attempts,
+                outcome=outcome,
+                error=failure,
+                duration=took,
+            )
+            upstream.listeners.tell(upstream.listeners.attempt_failed, event)
+        return failure
+
+    def _judge(self, call: Call, timer: Timer, timed_out: bool, error: BaseException) -> tuple[Outcome, bool]:  # noqa: FBT001
+        """The outcome of a try that raised, and whether it certainly had no effect."""
+        usual = Outcome.UNKNOWN if self.idempotent is False else Outcome.FAILED
+        if timed_out:
+            return usual, False
+        if not isinstance(error, Exception):
+            left = not isinstance(error, CancelledError) or call.task.cancelling() > timer.cancelling
+            return (CANCELLED if left else usual), False
+        outcome = error.outcome if isinstance(error, Judged) else self._classified(error)
+        if outcome in JUDGEMENTS:
+            return outcome, outcome is Outcome.FAILED
+        if isinstance(error, self._refused):
+            return Outcome.REFUSED, False
+        if isinstance(error, NotSent):
+            return Outcome.FAILED, True
+        return usual, False
+
+    def _classified(self, error: Exception) -> Outcome | None:
+        """What the user's `classify=` makes of an error; None where it does not say, or raises."""
+        if self._classify is None:
+            return None
+        try:
+            return self._classify(error)
+        except Exception:  # noqa: BLE001 - a classifier that raises has not classified: the failure stays one
+            return None
+
+    def _failure(  # noqa: PLR0913 - what there is to say of a failed try
+        self,
+        call: Call,
+        timer: Timer,
+        outcome: Outcome,
+        timed_out: bool,  # noqa: FBT001 - private
+        took: float,
+        error: BaseException,
+    ) -> GatewayError:
+        """Our own fresh error: one that users store and raise again would grow with every call."""
+        where = f"{self.upstream.name}.{self.name}"
+        timeout = timed_out or isinstance(error, TimeoutError)
+        kind: type[GatewayError]
+        if outcome is Outcome.UNKNOWN:
+            kind = UnknownTimeout if timeout else Unknown
+        else:
+            kind = FailedTimeout if timeout else Failed
+        if timed_out:
+            failure = kind(f"{where}: no answer within {took:.3f} s")
+            failure.waited_for = "deadline" if timer.nearer else "attempt"
+        else:
+            failure = kind(f"{where}: {error!r}")
+            failure.waited_for = getattr(error, "waited_for", None)
+        failure.upstream, failure.operation, failure.attempts = self.upstream.name, self.name, call.attempts
+        failure.outcome = outcome
+        failure.retry_after = getattr(error, "retry_after", None)
+        failure.__cause__ = None if isinstance(error, Judged) else error
+        return failure
+
+    def _pause(self, call: Call, error: Exception) -> float | None:
+        """How long to wait before the next try; None: no next try."""
+        failure = call.failure
+        if failure is not error or not (self.idempotent or call.not_sent):
+            return None
+        left = call.cutoff - self.upstream.clock()
+        pause = self.upstream.retry.pause(call.attempts, failure.__cause__ or failure, call.outcome, left)
+        if pause is not None:
+            self.tally.retries += 1
+        return pause
+
+    async def _fall_back(self, call: Call, error: Exception) -> Answer[T]:
+        """The tiers' answer, or the error of the call."""
+        if error is call.error:
+            raise error  # refused: an answer too, and not ours to replace
+        if isinstance(error, Rejected):
+            error = self._rejection(call, error)
+        call.error = error
+        upstream = self.upstream
+        if self._fallback.tiers:
+            question = Question(
+                self._key_or_none(call),
+                call.args,
+                call.kwargs,
+                error,
+                upstream.clock(),
+                call.deadline,
+                call.outcome,
+                self.idempotent,
+                call.not_sent or call.outcome is Outcome.REJECTED,
+            )
+            answer = await self._fallback.answer(question)
+            if answer is not None:
+                return answer
+        raise error
+
+    def _rejection(self, call: Call, rejected: Rejected) -> GatewayError:
+        """The error of a call whose last try was rejected: that, unless an earlier one was sent."""
+        rejected.upstream, rejected.operation, rejected.attempts = self.upstream.name, self.name, call.attempts
+        if call.failure is not None:
+            call.failure.add_note(f"the next try was rejected: {rejected!r}")
+            return call.failure
+        call.outcome = Outcome.REJECTED
+        return rejected
+
+    def _key_or_none(self, call: Call) -> Hashable | None:
+        """The key for tiers that look but do not remember."""
+        if self._memories:
+            return call.key
+        try:
+            return self._keys.of(call.args, call.kwargs)
+        except TypeError:
+            return None
+
+    def _remember(self, call: Call, value: T) -> None:
+        """Tell the tiers that remember. What goes wrong here is theirs: the answer is good."""
+        for memory in self._memories:
+            try:
+                memory.remember(call.key, value, call.at)
+            except Exception:
+                log.exception("%s.%s: the answer could not be remembered", self.upstream.name, self.name)
+
+    def _finish(self, call: Call, ended: str) -> None:
+        """Count how it ended, and tell who listens."""
+        try:
+            self.calls.remove(call)
+        except KeyError:
+            return  # its loop was closed under it, and it was counted then
+        self.tally.ended[ended] += 1
+        if self.upstream.listeners.call_finished:
+            self._tell_finished(call, ended)
+
+    def _tell_finished(self, call: Call, ended: str) -> None:
+        listeners = self.upstream.listeners
+        source = ended if isinstance(ended, Source) else None
+        now = self.upstream.clock()
+        if ended is CANCELLED:
+            outcome = CANCELLED
+        else:
+            outcome = Outcome.SUCCESS if source is LIVE else call.outcome
+        event = CallFinished(
+            upstream=self.upstream.name,
+            at=now,
+            operation=self.name,
+            outcome=outcome,
+            source=source,
+            duration=now - call.asked_at,
+            waited=call.waited,
+            attempts=call.attempts,
+            error=call.error,
+        )
+        listeners.tell(listeners.call_finished, event)
+
+    def _scope(self, at: float) -> Deadline:
+        return Deadline(at, self.upstream.clock, self.upstream.gateway)
+
+    # -- the two spellings, and methods
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """The bare value of `ask`."""
+        return (await self.ask(*args, **kwargs)).value
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._keys.method = True
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Operation[P, T]: ...
+    @overload
+    def __get__(
+        self: Operation[Concatenate[Any, Q], T], instance: object, owner: type | None = None
+    ) -> BoundOperation[Q, T]: ...
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """In a class, an operation is a method."""
+        if self._binds_class:
+            return BoundOperation(cast("Operation[Any, T]", self), owner or type(instance))
+        return self if instance is None else BoundOperation(cast("Operation[Any, T]", self), instance)
+
+    # -- fallbacks
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """The fallbacks, in the order they are asked."""
+        return self._fallback.tiers
+
+    @overload
+    def fallback(self, fallback: A, /) -> A: ...
+    @overload
+    def fallback(self, fallback: H, /) -> H: ...
+    @overload
+    def fallback(self, *, timeout: float | None = None, after_unknown: bool = False) -> Callable[[H], H]: ...
+    def fallback(
+        self, fallback: Any = None, /, *, timeout: float | None = None, after_unknown: bool = False
+    ) -> Any:
+        """Add a tier after those there are: a function `fn(error, *args, **kwargs)`, as a decorator, or a tier.
+
+        Gives back what it got. A tier after a `Static`, a `LastGood` for what is not idempotent, and a circle of
+        `Alternate`s are a ConfigError.
+        """
+        if fallback is None:
+            return partial(self._add_function, timeout=timeout, after_unknown=after_unknown)
+        if hasattr(fallback, "answer"):
+            self._add(fallback)
+            return fallback
+        return self._add_function(fallback, timeout=timeout, after_unknown=after_unknown)
+
+    def _add_function(self, function: H, *, timeout: float | None, after_unknown: bool) -> H:
+        self._add(handler(function, timeout=timeout, after_unknown=after_unknown))
+        return function
+
+    def _add(self, tier: Tier) -> None:
+        field = f"{self.upstream.name}.{self.name} fallback"
+        if not callable(getattr(tier, "answer", None)):
+            raise ConfigError(field, f"{tier!r} is not a tier", "give Static(...), handler(...), or an object with answer()")
+        if any(isinstance(earlier, Static) for earlier in self.tiers):
+            raise ConfigError(field, "a tier after Static is never asked", "put Static last")
+        if self.idempotent is False and isinstance(tier, LastGood):
+            raise ConfigError(field, "LastGood on idempotent=False", "what happened before says nothing about this call")
+        if isinstance(tier, Alternate) and reaches(tier.operation, self):
+            raise ConfigError(field, "its Alternates lead back to itself", "take one of them out of the circle")
+        old = self._fallback
+        self._fallback = Fallback((*old.tiers, tier), timeout=old.timeout, limit=old.limit, scope=self._scope)
+        self._fallback.failed = old.failed
+        self._reserve = self._fallback.reserve
+        self._memories = tuple(one for one in self.tiers if hasattr(one, "remember"))
+
+    # -- what the upstream tells it
+
+    @property
+    def timeout(self) -> TimeoutPolicy:
+        """The limits on time that hold for it: the upstream's, save those of its own."""
+        return self._timeout
+
+    def timeout_under(self, policy: Policy) -> TimeoutPolicy:
+        """The limits that would hold under this policy; a ConfigError if they contradict each other."""
+        return policy.timeout if self._own_timeout is None else policy.timeout.overlaid(self._own_timeout)
+
+    def use(self, policy: Policy, timeout: TimeoutPolicy) -> None:
+        """Go by these numbers from the next call, or try, on."""
+        self._timeout = timeout
+        self._call_for = timeout.call
+        evidence = policy.breaker.evidence_after
+        self._evidence_after = min(0.5, timeout.attempt / 2) if evidence is None else evidence
+        self._fallback.timeout, self._fallback.limit = policy.fallback_timeout, policy.fallback_limit
+        self._reserve = self._fallback.reserve
+
+    def take_lane(self) -> None:
+        """Limit tries by the lane of the loop that is open now."""
+        self._lane = self.upstream.lane(self._timeout.attempt)
+
+    def swap_sender(self, send: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+        """Put something else between it and the world, for tests; gives what stood there."""
+        before, self._sender = self._sender, send
+        self._send = send if self._classify is None else classified(send, self._classify)
+        return before
+
+    def drop_calls(self) -> None:
+        """Count calls whose loop was closed under them as cancelled."""
+        for call in tuple(self.calls):
+            self._finish(call, CANCELLED)
+
+    def snapshot(self) -> OperationSnapshot:
+        """Its numbers as they are now."""
+        counts = self.tally.snapshot(in_flight=len(self.calls), fallback_failed=self._fallback.failed)
+        return OperationSnapshot(name=self.name, counts=counts, latency=self.latency.snapshot())
+
+    def __repr__(self) -> str:
+        return f"<Operation {self.upstream.name}.{self.name}>"
+
+
+class BoundOperation(Generic[P, T]):
+    """An operation as a method of one object."""
+
+    __slots__ = ("_instance", "_operation")
+
+    def __init__(self, operation: Operation[Any, T], instance: object) -> None:
+        self._operation = operation
+        self._instance = instance
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """The bare value of `ask`."""
+        return (await self._operation.ask(self._instance, *args, **kwargs)).value
+
+    def ask(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Answer[T]]:
+        """The answer, as `Operation.ask`."""
+        return self._operation.ask(self._instance, *args, **kwargs)
+
+    @property
+    def name(self) -> str:
+        """The operation's name."""
+        return self._operation.name
+
+    @property
+    def upstream(self) -> Host:
+        """Its upstream."""
+        return self._operation.upstream
+
+
+JUDGEMENTS = frozenset({Outcome.REFUSED, Outcome.FAILED, Outcome.UNKNOWN})
+
+
+def classified(send: Callable[..., Awaitable[T]], classify: Callable[[Any], Outcome | None]) -> Callable[..., Awaitable[T]]:
+    """A sender whose values are judged, too."""
+
+    async def send_and_judge(*args: Any, **kwargs: Any) -> T:  # noqa: ANN401 - any operation's arguments
+        value = await send(*args, **kwargs)
+        outcome = classify(value)
+        if outcome in JUDGEMENTS:
+            raise Judged(value, cast("Outcome", outcome))
+        return value
+
+    return send_and_judge
+
+
+def too_late() -> DeadlineExceeded:
+    """The error for a call whose time is over before it is sent."""
+    late = DeadlineExceeded("the deadline passed before anything was sent")
+    late.waited_for = "deadline"
+    return late
+
+
+def ended_from_above(call: Call, error: BaseException) -> bool:
+    """Whether the call that this one is made in ran out of time: to the upstream the same as its own deadline."""
+    above = None if call.outer is None else call.outer.timer
+    return above is not None and above.first and isinstance(error, CancelledError)
+
+
+def reaches(operation: object, target: object) -> bool:
+    """Whether Alternates lead from one operation to another."""
+    if operation is target:
+        return True
+    tiers: tuple[Tier, ...] = getattr(operation, "tiers", ())
+    return any(reaches(tier.operation, target) for tier in tiers if isinstance(tier, Alternate))

@@ -1,0 +1,145 @@
+"""How a call can end, and the errors that say what the caller may do next.
+
+    Exception
+    ├── GatewayError               raised by the gateway about a call
+    │   ├── Rejected               never sent: safe to ask again later, or elsewhere
+    │   │   ├── CircuitOpen            the upstream is sick (retry_after says when it is tried again)
+    │   │   ├── BulkheadFull           every place is taken (reason: "queue_full" or "max_wait")
+    │   │   ├── DeadlineExceeded       too late before anything was sent (also a TimeoutError)
+    │   │   └── GatewayClosed          the gateway was closed
+    │   ├── Failed                 certainly without effect, or safe to repeat
+    │   │   └── FailedTimeout          (also a TimeoutError)
+    │   └── Unknown                may have taken effect: look before you repeat it
+    │       └── UnknownTimeout         (also a TimeoutError)
+    ├── Refused                    raised by users: a healthy "no"; never retried, never counted against anybody
+    ├── NotSent                    raised by users: it certainly never reached the upstream
+    ├── ConfigError (ValueError)   a setting that cannot work: field, problem, remedy
+    │   └── UnknownName (LookupError)
+    ├── KeyNeeded (TypeError)      arguments that name no call, where a name is needed
+    └── WrongLoop (RuntimeError)   a gateway belongs to one running event loop at a time
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+WaitedFor = Literal["queue", "connect", "read", "attempt", "deadline"]
+
+
+class Outcome(StrEnum):
+    """How one try, or a whole call, ended; sorted by what the caller may do next."""
+
+    SUCCESS = "success"
+    REFUSED = "refused"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+    REJECTED = "rejected"
+    CANCELLED = "cancelled"
+
+
+class GatewayError(Exception):
+    """A call that got no live answer. `__cause__` is the upstream's own last error, `__notes__` has one line a tier.
+
+    `attempts` counts the tries that were really sent; `retry_after` is in seconds, None when nobody knows.
+    """
+
+    outcome: Outcome = Outcome.FAILED
+    upstream: str = ""
+    operation: str = ""
+    attempts: int = 0
+    retry_after: float | None = None
+    waited_for: WaitedFor | None = None
+
+
+class Rejected(GatewayError):
+    """Never sent. Nothing happened upstream, and the circuit learns nothing from it."""
+
+    outcome = Outcome.REJECTED
+
+
+class CircuitOpen(Rejected):
+    """The circuit is open. `retry_after`: seconds until it is tried again, 0.0 in half-open, None when isolated."""
+
+
+class BulkheadFull(Rejected):
+    """No place in the pool: the queue was full (`reason == "queue_full"`) or the wait too long (`"max_wait"`)."""
+
+    reason: Literal["queue_full", "max_wait"] = "queue_full"
+
+
+class DeadlineExceeded(Rejected, TimeoutError):
+    """The deadline passed before anything was sent."""
+
+
+class GatewayClosed(Rejected):
+    """The gateway is closed; only `open()` or `async with` opens it again."""
+
+
+class Failed(GatewayError):
+    """The upstream failed; it certainly did nothing, or doing it again is safe."""
+
+
+class FailedTimeout(Failed, TimeoutError):
+    """Sent, and no answer in time; safe to repeat. `waited_for` says which limit it was."""
+
+
+class Unknown(GatewayError):
+    """It may have taken effect: a failure after sending, of an operation that must not be repeated."""
+
+    outcome = Outcome.UNKNOWN
+
+
+class UnknownTimeout(Unknown, TimeoutError):
+    """Sent, no answer in time, and it may have taken effect."""
+
+
+class Refused(Exception):  # noqa: N818 - an outcome, not a fault: that is what the name says
+    """Raise it in an operation: the upstream is well and says no (404, validation). Reaches the caller untouched."""
+
+    def __init__(self, *args: object, retry_after: float | None = None) -> None:
+        super().__init__(*args)
+        self.retry_after = retry_after
+
+
+class NotSent(Exception):  # noqa: N818 - as above
+    """Raise it in an operation: the request certainly never reached the upstream, so that any call may be repeated."""
+
+    def __init__(self, *args: object, retry_after: float | None = None) -> None:
+        super().__init__(*args)
+        self.retry_after = retry_after
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work: which field, what is wrong with it, and what would be right."""
+
+    def __init__(self, field: str, problem: str, remedy: str) -> None:
+        super().__init__(field, problem, remedy)
+        self.field, self.problem, self.remedy = field, problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}; {self.remedy}"
+
+
+class UnknownName(ConfigError, LookupError):
+    """No upstream, operation or field of that name."""
+
+    @classmethod
+    def among(cls, field: str, name: str, known: Iterable[str]) -> UnknownName:
+        """The error for `name`, with the nearest known name as the remedy."""
+        names = sorted(known)
+        near = get_close_matches(name, names, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(names) or 'none yet'}"
+        return cls(field, f"there is no {name!r}", remedy)
+
+
+class KeyNeeded(TypeError):
+    """An operation that remembers or coalesces was called with arguments that cannot name the call: give it `key=`."""
+
+
+class WrongLoop(RuntimeError):
+    """The gateway is open on another event loop: one gateway, one running loop at a time."""

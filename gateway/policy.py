@@ -1,0 +1,290 @@
+"""Every number that governs an upstream: its name, its default, its reason.
+
+A policy is a frozen value. Tuning is assignment of another one: `upstream.tune(bulkhead=BulkheadPolicy(limit=40))`.
+Durations are seconds; `inf` means no limit, or never. A field that is not given follows the one it depends on
+(`TimeoutPolicy(call=0.8).attempt` is 0.8); combinations that cannot work are a `ConfigError` that names field and remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from math import isinf
+from typing import Any, Literal, TypeVar, cast
+
+from tenacity import RetryCallState, wait_random_exponential
+
+from gateway.outcome import ConfigError, UnknownName
+
+Wait = Callable[[RetryCallState], float]
+Section = TypeVar("Section", bound="TimeoutPolicy | RetryPolicy | BulkheadPolicy | BreakerPolicy")
+
+
+class Derived(float):
+    """A number that nobody gave: it follows another field, and goes on following it through `dataclasses.replace`."""
+
+    __slots__ = ()
+
+
+def given(value: object) -> bool:
+    """Whether a user chose this value (rather than it having followed from others)."""
+    return type(value) is not Derived
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeoutPolicy:
+    """How long a caller waits. Sources: the usual 3 to 5 s to connect and 5 to 30 s of silence of HTTP clients."""
+
+    call: float = Derived(20.0)
+    """Everything: queue, attempts, pauses, fallbacks. Long enough for two attempts; pages set a nearer `Deadline`."""
+    attempt: float = Derived(10.0)
+    """One try; `call` if that is less. Half of `call`, so that a first try that hangs leaves time for a second."""
+    connect: float = Derived(3.0)
+    """Reaching an HTTP server (name, TCP, TLS). The usual range is 3 to 5 s; `attempt` if that is less."""
+    read: float = Derived(5.0)
+    """Silence between two reads of an HTTP answer. The usual range is 5 to 30 s; `attempt` if that is less."""
+
+    def __post_init__(self) -> None:
+        for name in ("call", "attempt", "connect", "read"):
+            _above_zero(f"timeout.{name}", getattr(self, name))
+        _follow(self, "attempt", min(10.0, self.call))
+        _follow(self, "connect", min(3.0, self.attempt))
+        _follow(self, "read", min(5.0, self.attempt))
+        _not_longer("timeout.attempt", self.attempt, "timeout.call", self.call)
+        _not_longer("timeout.connect", self.connect, "timeout.attempt", self.attempt)
+        _not_longer("timeout.read", self.read, "timeout.attempt", self.attempt)
+
+    def overlaid(self, nearer: TimeoutPolicy) -> TimeoutPolicy:
+        """These limits, save those that `nearer` was given; an inner one that would never fire ends with its outer one."""
+        limits = {f.name: value if given(value := getattr(nearer, f.name)) else getattr(self, f.name) for f in fields(self)}
+        for outer, inner in (("call", "attempt"), ("attempt", "connect"), ("attempt", "read")):
+            if not given(getattr(nearer, inner)) and limits[inner] > limits[outer]:
+                limits[inner] = Derived(limits[outer])
+        return TimeoutPolicy(**limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often to try, and how long to wait in between. Only what is safe to repeat is ever repeated."""
+
+    attempts: int = 2
+    """Tries in all; 1 = no retry. Two, because a third mostly adds load to an upstream that is ill (Google SRE)."""
+    wait: Wait = wait_random_exponential(multiplier=0.1, max=2.0)
+    """Any tenacity wait strategy. Full jitter: uniform in 0 to min(2, 0.1 x 2^n) s (AWS, Exponential Backoff And Jitter)."""
+    min_try: float = 0.05
+    """The least time a try is worth; with less left before the cutoff there is no retry."""
+    max_retry_after: float = 10.0
+    """A `retry_after` above this is not waited for; the call falls back instead."""
+
+    def __post_init__(self) -> None:
+        _count("retry.attempts", self.attempts)
+        if not callable(self.wait):
+            raise ConfigError("retry.wait", f"{self.wait!r} is not callable", "give a tenacity wait strategy")
+        _not_negative("retry.min_try", self.min_try)
+        _not_negative("retry.max_retry_after", self.max_retry_after)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BulkheadPolicy:
+    """How many calls may be with the upstream at once, and how many may wait, for how long."""
+
+    limit: float = 20
+    """Calls at once (and threads, for plain functions). Little's law: calls per second x seconds per call, and some room."""
+    queue: float = 20
+    """Callers that may wait for a place; 0 = the call over the limit fails at once. As many as run: one more round."""
+    max_wait: float = Derived(1.0)
+    """How long one of them waits at the most: a place that is not free by then would come too late for a page."""
+
+    def __post_init__(self) -> None:
+        _count("bulkhead.limit", self.limit, or_inf=True)
+        _count("bulkhead.queue", self.queue, least=0, or_inf=True)
+        _not_negative("bulkhead.max_wait", self.max_wait)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerPolicy:
+    """When to stop asking, for how long, and how to find out that the upstream is well again.
+
+    Rates open the circuit at or above the threshold, as in Hystrix and Resilience4j.
+    """
+
+    window_for: float | None = Derived(10.0)
+    """Seconds the rates look back over (whole seconds, one bucket each); 10 as in Hystrix. Not with `window_calls`."""
+    window_calls: int | None = None
+    """Calls the rates look back over, instead of a time."""
+    min_calls: int = 10
+    """Below this many calls no rate is known. Clipped to `window_calls`."""
+    failure_rate: float = 0.5
+    """Opens at or above this share of failures, in (0, 1]; for "exceeds 50 % of 100 calls" set 0.505."""
+    slow_after: float | None = None
+    """A call that takes longer than this (strictly) is slow; None = no call is."""
+    slow_rate: float = 1.0
+    """Opens at or above this share of slow calls, in (0, 1]."""
+    open_for: float = 5.0
+    """Refuses until strictly later than this after opening; 5 s is Hystrix' sleep window."""
+    open_factor: float = 1.0
+    """Each opening in a row lasts this many times longer, up to `open_cap`."""
+    open_cap: float = Derived(60.0)
+    """The longest an opening grows to; never below `open_for`."""
+    open_jitter: float = 0.0
+    """Each opening is lengthened by a random share of up to this, so that many processes do not probe together."""
+    probes: int = 3
+    """Calls admitted in half-open, and the size of its window. One flaky probe should not decide alone."""
+    max_half_open: float = 10.0
+    """Half-open ends by itself after this: a probe that never reports must not hold the circuit for ever."""
+    after_max_half_open: Literal["open", "closed"] = "open"
+    """What it then becomes."""
+    auto_half_open: bool = False
+    """Leave open when `open_for` is over instead of by the next call."""
+    evidence_after: float | None = None
+    """A try cut by a nearer deadline counts as a failure only if it ran this long; None: 0.5 s, or half of
+    `timeout.attempt` if that is less. So a caller with a few milliseconds cannot open a circuit."""
+    enforce: bool = True
+    """False: count and show what would have been refused, refuse nothing."""
+
+    def __post_init__(self) -> None:
+        if self.window_calls is None:
+            if self.window_for is None:
+                object.__setattr__(self, "window_for", Derived(10.0))
+            self._check_window_for()
+        elif given(self.window_for) and self.window_for is not None:
+            raise ConfigError("breaker.window_for", "both a time and a count window are given", "give only one of them")
+        else:
+            _count("breaker.window_calls", self.window_calls)
+            object.__setattr__(self, "window_for", None)
+        _count("breaker.min_calls", self.min_calls)
+        _count("breaker.probes", self.probes)
+        _share("breaker.failure_rate", self.failure_rate)
+        _share("breaker.slow_rate", self.slow_rate)
+        if self.slow_after is not None:
+            _above_zero("breaker.slow_after", self.slow_after)
+        _above_zero("breaker.open_for", self.open_for)
+        if not _number("breaker.open_factor", self.open_factor) >= 1:
+            raise ConfigError("breaker.open_factor", f"{self.open_factor} would shorten each opening", "give 1 or more")
+        _above_zero("breaker.open_cap", self.open_cap)
+        _follow(self, "open_cap", max(60.0, self.open_for))
+        if self.open_cap < self.open_for:
+            problem = f"{self.open_cap} is less than breaker.open_for, {self.open_for}"
+            raise ConfigError("breaker.open_cap", problem, "give at least as much")
+        _not_negative("breaker.open_jitter", self.open_jitter)
+        _above_zero("breaker.max_half_open", self.max_half_open)
+        if self.after_max_half_open not in {"open", "closed"}:
+            problem = f"{self.after_max_half_open!r} is not a state it can become"
+            raise ConfigError("breaker.after_max_half_open", problem, 'give "open" or "closed"')
+        if self.evidence_after is not None:
+            _not_negative("breaker.evidence_after", self.evidence_after)
+
+    def _check_window_for(self) -> None:
+        seconds = _number("breaker.window_for", self.window_for)
+        if isinf(seconds) or seconds != int(seconds) or seconds < 1:
+            problem = f"{seconds} is not a whole number of seconds from 1 up"
+            raise ConfigError("breaker.window_for", problem, "give whole seconds, or `window_calls`")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """One upstream's rules."""
+
+    timeout: TimeoutPolicy = field(default_factory=TimeoutPolicy)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
+    bulkhead: BulkheadPolicy = field(default_factory=BulkheadPolicy)
+    fallback_timeout: float = Derived(0.1)
+    """What one tier may take that does not say for itself; reserved at the end of `timeout.call`. Plan B must be quick."""
+    fallback_limit: float = 10
+    """How many may be in one tier at once; the next is not asked. 10 as in Hystrix."""
+
+    def __post_init__(self) -> None:
+        for name, kind in SECTIONS.items():
+            if not isinstance(getattr(self, name), kind):
+                problem = f"{getattr(self, name)!r} is not a {kind.__name__}"
+                raise ConfigError(name, problem, f"give {name}={kind.__name__}(...)")
+        _above_zero("fallback_timeout", self.fallback_timeout)
+        _count("fallback_limit", self.fallback_limit, or_inf=True)
+        evidence = self.breaker.evidence_after
+        _not_longer("fallback_timeout", self.fallback_timeout, "timeout.call", self.timeout.call)
+        _not_longer("bulkhead.max_wait", self.bulkhead.max_wait, "timeout.call", self.timeout.call)
+        if evidence is not None:
+            _not_longer("breaker.evidence_after", evidence, "timeout.attempt", self.timeout.attempt)
+
+    def tuned(self, **sections: object) -> Policy:
+        """This policy with whole sections replaced."""
+        for name in sections:
+            if name not in _POLICY_FIELDS:
+                raise UnknownName.among(name, name, _POLICY_FIELDS)
+        return replace(self, **cast("dict[str, Any]", sections))
+
+    def tuned_fields(self, changes: dict[str, object]) -> Policy:
+        """This policy with single fields changed, each named by its path: `{"bulkhead.limit": 40}`."""
+        sections: dict[str, dict[str, object]] = {}
+        own: dict[str, object] = {}
+        for path, value in changes.items():
+            section, _, name = path.partition(".")
+            if not name and section in _POLICY_FIELDS - SECTIONS.keys():
+                own[section] = value
+            elif section in SECTIONS and name in (known := {f.name for f in fields(SECTIONS[section])}):
+                sections.setdefault(section, {})[name] = value
+            elif section in SECTIONS and name:
+                raise UnknownName.among(path, name, known)
+            else:
+                raise UnknownName.among(path, path, KNOBS)
+        for name, values in sections.items():
+            own[name] = replace(getattr(self, name), **values)
+        return replace(self, **cast("dict[str, Any]", own))
+
+
+SECTIONS: dict[str, type[TimeoutPolicy | RetryPolicy | BreakerPolicy | BulkheadPolicy]] = {
+    "timeout": TimeoutPolicy,
+    "retry": RetryPolicy,
+    "breaker": BreakerPolicy,
+    "bulkhead": BulkheadPolicy,
+}
+_POLICY_FIELDS = {f.name for f in fields(Policy)}
+KNOBS = sorted(
+    {f"{name}.{f.name}" for name, kind in SECTIONS.items() for f in fields(kind)} | (_POLICY_FIELDS - SECTIONS.keys())
+)
+
+
+# -- checks: each names the field and the remedy
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:  # noqa: PLR0124 - nan
+        raise ConfigError(name, f"{value!r} is not a number", "give a number")
+    return value
+
+
+def _above_zero(name: str, value: object) -> None:
+    if not _number(name, value) > 0:
+        raise ConfigError(name, f"{value} is not above 0", "give seconds above 0, or inf")
+
+
+def _not_negative(name: str, value: object) -> None:
+    if not _number(name, value) >= 0:
+        raise ConfigError(name, f"{value} is below 0", "give 0 or more")
+
+
+def _count(name: str, value: object, *, least: int = 1, or_inf: bool = False) -> None:
+    number = _number(name, value)
+    if or_inf and isinf(number) and number > 0:
+        return
+    if isinf(number) or number != int(number) or number < least:
+        problem = f"{value} is not a whole number from {least} up"
+        raise ConfigError(name, problem, f"give {least} or more" + (", or inf" if or_inf else ""))
+
+
+def _share(name: str, value: object) -> None:
+    if not 0 < _number(name, value) <= 1:
+        raise ConfigError(name, f"{value} is not in (0, 1]", "give a share: 0.5 for 50 %")
+
+
+def _not_longer(name: str, value: float, outer: str, limit: float) -> None:
+    """An inner limit longer than the outer one can never fire. `inf` is no limit, and what nobody gave follows."""
+    if value > limit and given(value) and given(limit) and not isinf(value):
+        raise ConfigError(name, f"{value} s can never fire: {outer} is {limit} s", f"give at most {limit}, or raise {outer}")
+
+
+def _follow(policy: object, name: str, value: float) -> None:
+    """What nobody gave follows: the value is marked, so that a replaced policy derives it anew."""
+    if not given(getattr(policy, name)):
+        object.__setattr__(policy, name, Derived(value))

@@ -1,0 +1,224 @@
+"""The upstreams of a process: registered, looked up, tuned, observed, opened and closed together."""
+
+from __future__ import annotations
+
+from asyncio import AbstractEventLoop, Event, Task, current_task, get_running_loop, timeout
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+from types import MappingProxyType
+from typing import Any, Self, TypeVar
+
+from gateway import events
+from gateway.bulkhead import Bulkhead
+from gateway.context import AMBIENT, clock_of
+from gateway.outcome import ConfigError, GatewayClosed, UnknownName, WrongLoop
+from gateway.policy import Policy
+from gateway.threads import ThreadPool
+from gateway.upstream import Upstream, UpstreamSnapshot, Workers
+
+L = TypeVar("L", bound=Callable[[Any], object])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySnapshot:
+    """All upstreams as they are now."""
+
+    upstreams: Mapping[str, UpstreamSnapshot]
+
+
+class Gateway:
+    """The upstreams of a process.
+
+        gate = Gateway()
+        ratings = gate.upstream("ratings", policy=Policy(bulkhead=BulkheadPolicy(limit=20)))
+
+    Registering needs no event loop. It opens by `async with`, by `open()` or on first use, and belongs to one running
+    loop at a time; on another loop, while the first is open, calls raise WrongLoop. After `close()` only `open()` or
+    `async with` opens it again; if its loop was closed under it, the next use does.
+    """
+
+    def __init__(self) -> None:
+        self.listeners = events.Listeners()
+        self._upstreams: dict[str, Upstream] = {}
+        self._loop: AbstractEventLoop | None = None  # the one it is open on, or closing
+        self._closed = False
+        self._closing: Event | None = None
+
+    # -- upstreams
+
+    def upstream(self, name: str, *, policy: Policy = Policy()) -> Upstream:  # noqa: B008 - a frozen value
+        """Register a service under a name of its own; a ConfigError if the name is taken."""
+        if not isinstance(name, str) or not name:
+            raise ConfigError("upstream name", f"{name!r} is no name", "give a non-empty str")
+        if name in self._upstreams:
+            problem = "an upstream of that name is registered already"
+            raise ConfigError(f"upstream {name!r}", problem, f"use gate[{name!r}], or another name")
+        if not isinstance(policy, Policy):
+            raise ConfigError(f"{name} policy", f"{policy!r} is not a Policy", "give Policy(...)")
+        upstream = self._upstreams[name] = Upstream(name, policy, self)
+        if self._loop is not None and not self._loop.is_closed():
+            upstream.bind(self._loop, clock_of(self._loop))
+            if self._closing is not None:
+                upstream.refuse()
+        return upstream
+
+    def __getitem__(self, name: str) -> Upstream:
+        try:
+            return self._upstreams[name]
+        except KeyError:
+            raise UnknownName.among("upstream", name, self._upstreams) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._upstreams
+
+    def __iter__(self) -> Iterator[Upstream]:
+        return iter(tuple(self._upstreams.values()))
+
+    def snapshot(self) -> GatewaySnapshot:
+        """All upstreams as they are now; needs no running loop."""
+        return GatewaySnapshot(upstreams=MappingProxyType({up.name: up.snapshot() for up in self}))
+
+    # -- events
+
+    def on(self, *kinds: type[events.Event]) -> Callable[[L], L]:
+        """Tell a function of these kinds of events (all, if none is named). A decorator that gives the function back."""
+
+        def add(listener: L) -> L:
+            self.listeners.add(listener, kinds)
+            return listener
+
+        return add
+
+    def off(self, listener: Callable[[Any], object]) -> None:
+        """Tell it no more."""
+        self.listeners.remove(listener)
+
+    # -- opening and closing
+
+    async def open(self) -> None:
+        """Open on the running loop; nothing happens if it is open there already. Raises WrongLoop."""
+        if self._closing is not None:
+            await self._closing.wait()
+        self._closed = False
+        self._open_here()
+
+    async def close(self, *, drain_for: float = 5.0, join_for: float = 5.0) -> tuple[str, ...]:
+        """Refuse new calls, let those in flight finish for `drain_for` seconds, then cancel them.
+
+        Then threads are joined for at most `join_for` seconds; gives the names of those that are stuck (they cannot be
+        stopped, and do not keep the process alive). Calls from now on raise GatewayClosed.
+        """
+        if self._closing is not None:
+            await self._closing.wait()
+            return ()
+        self._closed = True
+        if self._loop is None or self._loop.is_closed():
+            self._loop = None
+            return ()
+        if self._loop is not get_running_loop():
+            self._closed = False
+            raise self._wrong_loop()
+        self._closing = closing = Event()
+        for upstream in self:
+            upstream.refuse()
+        try:
+            await self._idle(drain_for)
+        finally:
+            try:
+                await self._cancel_the_rest(join_for)
+                await self._flush(join_for)
+                stuck = await self._join_threads(join_for)
+            finally:
+                self._loop = self._closing = None
+                closing.set()
+        return stuck
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # -- what its upstreams ask of it
+
+    def enter(self, upstream: str) -> None:
+        """Be open on the running loop, or raise."""
+        if self._closing is not None and get_running_loop() is self._loop:
+            ambient = AMBIENT.get()
+            if ambient is not None and ambient.gateway is self:
+                return  # a call in flight may still make the calls it needs to finish
+        if self._closed:
+            closed = GatewayClosed("the gateway is closed; open() or `async with` opens it again")
+            closed.upstream = upstream
+            raise closed
+        self._open_here()
+
+    def workers(self, name: str, bulkhead: Bulkhead, loop: AbstractEventLoop) -> Workers:
+        """Threads for an upstream."""
+        return ThreadPool(name, bulkhead, loop)
+
+    def _open_here(self) -> None:
+        loop = get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            raise self._wrong_loop()
+        self._loop, self._closing = loop, None
+        clock = clock_of(loop)
+        for upstream in self:
+            upstream.bind(loop, clock)
+
+    @staticmethod
+    def _wrong_loop() -> WrongLoop:
+        return WrongLoop("the gateway is open on another event loop; close it there, or use one gateway for each loop")
+
+    def _tasks(self) -> set[Task[Any]]:
+        """The tasks of the calls in flight, save our own."""
+        here = current_task()
+        return {call.task for up in self for operation in up for call in operation.calls if call.task is not here}
+
+    async def _idle(self, patience: float) -> None:
+        """Wait until no call but our own is in flight, at most this many seconds."""
+        idle = Event()
+
+        def look(_: events.CallFinished) -> None:
+            if not self._tasks():
+                idle.set()
+
+        if self._tasks() and patience > 0:
+            self.listeners.add(look, (events.CallFinished,))
+            try:
+                with suppress(TimeoutError):
+                    async with timeout(patience):
+                        await idle.wait()
+            finally:
+                self.listeners.remove(look)
+
+    async def _cancel_the_rest(self, patience: float) -> None:
+        for task in self._tasks():
+            task.cancel("the gateway was closed")
+        await self._idle(patience)
+
+    async def _flush(self, patience: float) -> None:
+        """Let the tiers write what they have to write."""
+        flushes = [tier.flush() for up in self for operation in up for tier in operation.tiers if hasattr(tier, "flush")]
+        with suppress(TimeoutError):
+            async with timeout(patience):
+                for flush in flushes:
+                    await flush
+
+    async def _join_threads(self, patience: float) -> tuple[str, ...]:
+        workers = [workers for upstream in self if (workers := upstream.dismiss()) is not None]
+        stuck = join_all(workers, 0.01)
+        if not stuck:
+            return ()
+        return await get_running_loop().run_in_executor(None, join_all, workers, patience)
+
+
+def join_all(workers: Iterable[Workers], patience: float) -> tuple[str, ...]:
+    """Wait for the threads of all; the names of those that are stuck. Blocks."""
+    over_at = monotonic() + patience
+    return tuple(name for pool in workers for name in pool.join(max(0.0, over_at - monotonic())))

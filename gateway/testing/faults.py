@@ -1,0 +1,103 @@
+"""An upstream that misbehaves on cue."""
+
+from __future__ import annotations
+
+from asyncio import sleep
+from collections import deque
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Any, Self
+
+from gateway.operation import Operation
+
+Step = Callable[[tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
+Error = BaseException | type[BaseException]
+
+
+class Faults:
+    """Stands in for an operation's function while its `with` block lasts; pool, circuit, limits and fallbacks are real.
+
+        with Faults(user_ratings).error(ConnectionError()).delay(0.2).value([]):
+            ...   # the first try fails, the second takes 0.2 s, the third gives [], the rest are the real function's
+
+    Each step is one try. Beyond the script the real function is called, unless a `chance` strikes; `seed` decides which.
+    """
+
+    def __init__(self, operation: Operation[..., Any], *, seed: int = 0) -> None:
+        self._operation = operation
+        self._random = Random(seed)  # noqa: S311 - the same faults in every run
+        self._script: deque[Step] = deque()
+        self._chances: list[tuple[float, Error]] = []
+        self._real: list[Callable[..., Awaitable[Any]]] = []
+        self.tries = 0
+
+    def value(self, value: Any) -> Self:  # noqa: ANN401 - any value
+        """The next try gives this."""
+
+        async def step(_args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+            return value
+
+        return self._then(step)
+
+    def error(self, error: Error) -> Self:
+        """The next try raises this."""
+
+        async def step(_args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+            raise fresh(error)
+
+        return self._then(step)
+
+    def delay(self, seconds: float) -> Self:
+        """The next try calls the real function after so many seconds."""
+
+        async def step(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+            await sleep(seconds)
+            return await self._real[-1](*args, **kwargs)
+
+        return self._then(step)
+
+    def hang(self) -> Self:
+        """The next try never ends by itself."""
+
+        async def step(_args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+            while True:
+                await sleep(3600.0)
+
+        return self._then(step)
+
+    def chance(self, probability: float, error: Error) -> Self:
+        """Beyond the script, each try raises this with a probability."""
+        self._chances.append((probability, error))
+        return self
+
+    def clear(self) -> Self:
+        """Forget the script and the chances."""
+        self._script.clear()
+        self._chances.clear()
+        return self
+
+    def __enter__(self) -> Self:
+        before = self._operation.swap_sender(self._send)
+        self._real.append(before)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._operation.swap_sender(self._real.pop())
+
+    def _then(self, step: Step) -> Self:
+        self._script.append(step)
+        return self
+
+    async def _send(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any operation
+        self.tries += 1
+        if self._script:
+            return await self._script.popleft()(args, kwargs)
+        for probability, error in self._chances:
+            if self._random.random() < probability:
+                raise fresh(error)
+        return await self._real[-1](*args, **kwargs)
+
+
+def fresh(error: Error) -> BaseException:
+    """An error to raise, without the traceback of an earlier time."""
+    return error() if isinstance(error, type) else error.with_traceback(None)

@@ -1,0 +1,154 @@
+"""A sync function as an operation: threads of its upstream's own, the caller's contextvars, a place until it ends.
+
+A thread cannot be stopped. When its caller leaves, the place stays taken until the function really returns (it counts as
+abandoned), so that no more run at once than the bulkhead allows. Threads are daemons: one that is stuck never keeps the
+process alive. Completions cross to the loop in batches, one wake-up for all that ended meanwhile.
+"""
+
+from __future__ import annotations
+
+from asyncio import AbstractEventLoop, Future
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from inspect import iscoroutine
+from queue import SimpleQueue
+from threading import Thread
+from time import monotonic
+from typing import Any
+
+from msgspec import Struct
+
+from gateway.bulkhead import Bulkhead
+from gateway.outcome import ConfigError
+
+
+class Job(Struct, eq=False):
+    """One call of a function, on its way to a thread and back."""
+
+    context: Context
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    future: Future[Any]
+    value: Any = None
+    error: BaseException | None = None
+
+    def run(self) -> None:
+        """Call the function; in the thread."""
+        try:
+            value = self.context.run(self.function, *self.args, **self.kwargs)
+            if hasattr(type(value), "__await__"):
+                self.error = returns_awaitable(self.function, value)
+            else:
+                self.value = value
+        except StopIteration as stop:  # as PEP 479: a future cannot carry it
+            self.error = RuntimeError(f"{self.function!r} raised StopIteration")
+            self.error.__cause__ = stop
+        except BaseException as error:  # noqa: BLE001 - every end of the function is the caller's
+            self.error = error
+
+
+def returns_awaitable(function: Callable[..., Any], value: object) -> ConfigError:
+    """The error for a plain function that was not one."""
+    if iscoroutine(value):
+        value.close()
+    name = getattr(function, "__qualname__", repr(function))
+    return ConfigError(name, "a plain function returned an awaitable", "declare it `async def`")
+
+
+class ThreadPool:
+    """The threads of one upstream on one loop: never more than calls at once, which the bulkhead bounds."""
+
+    __slots__ = (
+        "_bulkhead",
+        "_busy",
+        "_done",
+        "_hold",
+        "_jobs",
+        "_loop",
+        "_made",
+        "_name",
+        "_staying",
+        "_threads",
+        "_wake_up_sent",
+    )
+
+    def __init__(self, name: str, bulkhead: Bulkhead, loop: AbstractEventLoop) -> None:
+        self._name = name
+        self._bulkhead = bulkhead
+        self._loop = loop
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._done: deque[Job] = deque()
+        self._wake_up_sent = False
+        self._busy = 0  # jobs handed over whose end the loop has not seen
+        self._made = 0
+        self._staying = 0  # threads that were not told to go
+        self._threads: list[Thread] = []
+        self._hold: Callable[[int], None] | None = getattr(loop, "hold_clock", None)  # virtual time waits for threads
+
+    async def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Call the function in a thread. The caller holds a place of the bulkhead."""
+        future = self._loop.create_future()
+        self._busy += 1
+        if self._hold is not None:
+            self._hold(1)
+        self._jobs.put(Job(copy_context(), function, args, kwargs, future))
+        if self._busy > self._staying:
+            self._start_thread()
+        try:
+            return await future
+        except BaseException:
+            if future.cancel() or future.cancelled():  # the caller left; the thread goes on, and keeps the place
+                self._bulkhead.keep()
+            raise
+
+    def dismiss(self) -> None:
+        """Tell all threads to go when they are done."""
+        for _ in range(self._staying):
+            self._jobs.put(None)
+        self._staying = 0
+
+    def join(self, patience: float) -> tuple[str, ...]:
+        """Wait for dismissed threads, at most this many seconds; the names of those that are stuck. Blocks."""
+        over_at = monotonic() + patience
+        for thread in self._threads:
+            thread.join(max(0.0, over_at - monotonic()))
+        return tuple(thread.name for thread in self._threads if thread.is_alive())
+
+    def _start_thread(self) -> None:
+        self._made += 1
+        self._staying += 1
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        thread = Thread(target=self._work, name=f"{self._name}-{self._made}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job.run()
+            self._done.append(job)  # first append, then look: see _collect
+            del job
+            if not self._wake_up_sent:
+                self._wake_up_sent = True
+                try:
+                    self._loop.call_soon_threadsafe(self._collect)
+                except RuntimeError:  # the loop was closed meanwhile: nobody waits for this any more
+                    return
+
+    def _collect(self) -> None:
+        self._wake_up_sent = False  # first clear, then collect: nothing can be missed
+        while self._done:
+            job = self._done.popleft()
+            self._busy -= 1
+            if self._hold is not None:
+                self._hold(-1)
+            if job.future.cancelled():
+                self._bulkhead.work_ended()
+            elif job.error is not None:
+                job.future.set_exception(job.error)
+            else:
+                job.future.set_result(job.value)
+        while self._staying > max(self._busy, self._bulkhead.policy.limit):  # the pool was made smaller
+            self._staying -= 1
+            self._jobs.put(None)

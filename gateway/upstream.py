@@ -1,0 +1,376 @@
+"""What stands between you and a service you do not trust: one pool, one circuit, one policy, and its operations."""
+
+from __future__ import annotations
+
+import logging
+from asyncio import AbstractEventLoop, Task, current_task
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, unwrap
+from math import isinf
+from time import monotonic
+from types import MappingProxyType
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
+
+from fallbacks.answer import Tier
+from gateway.breaker import BreakerSnapshot, CircuitBreaker, StateName
+from gateway.bulkhead import Bulkhead, BulkheadSnapshot
+from gateway.context import Clock
+from gateway.counts import Counts, Histogram, LatencySnapshot
+from gateway.events import CircuitChanged, Listeners
+from gateway.lane import Lane
+from gateway.operation import Operation, OperationSnapshot
+from gateway.outcome import ConfigError, Outcome, UnknownName
+from gateway.policy import Policy, TimeoutPolicy
+from gateway.retry import Retry
+
+log = logging.getLogger("gateway")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+NO_LOOP = object()
+"""In the place of a loop while there is none: no task is ever current on it, so calls take the slow way in."""
+
+
+class Workers(Protocol):
+    """Who runs plain functions: the threads of one upstream on one loop."""
+
+    def run(self, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[T]:
+        """Call the function where it blocks nobody."""
+        ...
+
+    def dismiss(self) -> None:
+        """Take no more, and end."""
+        ...
+
+    def join(self, patience: float) -> tuple[str, ...]:
+        """Wait for the end; the names of the stuck. Blocks."""
+        ...
+
+
+class Owner(Protocol):
+    """What an upstream needs of its gateway."""
+
+    listeners: Listeners
+
+    def enter(self, upstream: str) -> None:
+        """Be open on the running loop, or raise."""
+        ...
+
+    def workers(self, name: str, bulkhead: Bulkhead, loop: AbstractEventLoop) -> Workers:
+        """Hire workers."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamSnapshot:
+    """An upstream as it is now. `latency`: service time of successful tries; `waits`: of calls that queued; seconds."""
+
+    name: str
+    policy: Policy
+    bulkhead: BulkheadSnapshot
+    breaker: BreakerSnapshot
+    counts: Counts
+    latency: LatencySnapshot
+    waits: LatencySnapshot
+    operations: Mapping[str, OperationSnapshot]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """What a user says of an operation, waiting for its function."""
+
+    upstream: Upstream
+    name: str | None = None
+    idempotent: bool | None = None
+    fallback: Sequence[Tier] = ()
+    refused: Sequence[type[BaseException]] = ()
+    classify: Callable[[Any], Outcome | None] | None = None
+    key: Callable[..., Hashable] | None = None
+    identity: Callable[[], Hashable] | None = None
+    timeout: TimeoutPolicy | None = field(default=None)
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> Operation[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> Operation[P, T]: ...
+    def __call__(self, function: Any, /) -> Any:
+        """Register the function."""
+        if isinstance(function, staticmethod):
+            return staticmethod(self(function.__func__))
+        return self.upstream._register(function, self)  # noqa: SLF001 - the two are one thing
+
+
+class Upstream:
+    """A service you do not trust. Made by `Gateway.upstream(name, policy=...)`.
+
+        @ratings.operation(idempotent=True, fallback=[LastGood(max_age=300)])
+        async def user_ratings(user_id: str) -> tuple[Rating, ...]: ...
+    """
+
+    def __init__(self, name: str, policy: Policy, owner: Owner) -> None:
+        self.name = name
+        self.gateway = owner
+        self.listeners = owner.listeners
+        self.loop: object = NO_LOOP
+        self.clock: Clock = monotonic
+        self.waits = Histogram()
+        self._policy = policy
+        self._operations: dict[str, Operation[..., Any]] = {}
+        self._bound_to: AbstractEventLoop | None = None
+        self._lanes: dict[float, Lane] = {}
+        self._workers: Workers | None = None
+        self._warnings: tuple[str, ...] = ()
+        self.bulkhead = Bulkhead(policy.bulkhead)
+        self.breaker = CircuitBreaker(policy.breaker, on_change=self._circuit_changed)
+        self.retry = Retry(policy.retry)
+        self._warn()
+
+    # -- operations
+
+    @overload
+    def operation(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> Operation[P, T]: ...
+    @overload
+    def operation(self, function: Callable[P, T], /) -> Operation[P, T]: ...
+    @overload
+    def operation(
+        self,
+        *,
+        name: str | None = None,
+        idempotent: bool | None = None,
+        fallback: Sequence[Tier] = (),
+        refused: Sequence[type[BaseException]] = (),
+        classify: Callable[[Any], Outcome | None] | None = None,
+        key: Callable[..., Hashable] | None = None,
+        identity: Callable[[], Hashable] | None = None,
+        timeout: TimeoutPolicy | None = None,
+    ) -> Declaration: ...
+    def operation(self, function: Any = None, /, **declared: Any) -> Any:
+        """Register a function, async or plain, as one thing you ask of this upstream. A decorator.
+
+        `idempotent`: True, it may be repeated; False, it must not; not said: only what was not sent is repeated.
+        `fallback`: tiers, asked in order. `refused`: exception types that are a healthy "no".
+        `classify`: a function of an exception, or of a value, that gives an Outcome or None for the usual one.
+        `key`, a function of the same arguments, names the call; `identity`, of none, is mixed into every key.
+        `timeout`: limits of its own, where they differ from the upstream's.
+        Raises ConfigError for what cannot work.
+        """
+        declaration = Declaration(upstream=self, **declared)
+        return declaration if function is None else declaration(function)
+
+    def __getitem__(self, name: str) -> Operation[..., Any]:
+        try:
+            return self._operations[name]
+        except KeyError:
+            raise UnknownName.among(f"{self.name} operation", name, self._operations) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._operations
+
+    def __iter__(self) -> Iterator[Operation[..., Any]]:
+        return iter(tuple(self._operations.values()))
+
+    def _register(self, function: Any, declared: Declaration) -> Operation[..., Any]:  # noqa: ANN401 - any function
+        plain = function.__func__ if isinstance(function, classmethod) else function
+        name = declared.name or getattr(plain, "__name__", "")
+        field = f"{self.name}.{name or repr(function)}"
+        asynchronous = check_function(field, plain)
+        if not name or name == "<lambda>":
+            raise ConfigError(field, "the function has no name", 'give name="..."')
+        if name in self._operations:
+            raise ConfigError(field, "an operation of that name is registered already", 'give another name="..."')
+        if declared.idempotent not in {True, False, None}:
+            raise ConfigError(f"{field} idempotent", f"{declared.idempotent!r} is no claim", "give True, False or nothing")
+        for kind in declared.refused:
+            if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+                raise ConfigError(f"{field} refused", f"{kind!r} is not an exception type", "give a tuple of types")
+        operation: Operation[..., Any] = Operation(
+            self,
+            self._policy,
+            function,
+            plain if asynchronous else partial(self._in_thread, plain),
+            name=name,
+            idempotent=declared.idempotent,
+            fallback=declared.fallback,
+            refused=tuple(declared.refused),
+            classify=declared.classify,
+            key=declared.key,
+            identity=declared.identity,
+            timeout=declared.timeout,
+        )
+        self._operations[name] = operation
+        if self._bound_to is not None:
+            operation.take_lane()
+        return operation
+
+    def _in_thread(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> Awaitable[T]:  # noqa: ANN401
+        if self._workers is None:
+            self._workers = self.gateway.workers(self.name, self.bulkhead, cast("AbstractEventLoop", self._bound_to))
+        return self._workers.run(function, args, kwargs)
+
+    # -- tuning
+
+    @property
+    def policy(self) -> Policy:
+        """Its rules. Assign others: circuit, counters, waiters and calls in flight survive. Never half applied."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        if not isinstance(policy, Policy):
+            raise ConfigError(f"{self.name} policy", f"{policy!r} is not a Policy", "give Policy(...)")
+        timeouts = {operation: operation.timeout_under(policy) for operation in self}  # what cannot work raises here
+        self._policy = policy
+        for operation, timeout in timeouts.items():
+            operation.use(policy, timeout)
+        if self._bound_to is not None:
+            self._take_lanes()
+        self.retry.policy = policy.retry
+        self.breaker.policy = policy.breaker
+        self.bulkhead.policy = policy.bulkhead  # last: it wakes waiters, who go by the rest
+        self._warn()
+
+    def tune(self, **sections: Any) -> None:  # noqa: ANN401 - the sections of Policy
+        """Replace sections of the policy: `tune(bulkhead=BulkheadPolicy(limit=40), fallback_timeout=0.2)`."""
+        self.policy = self._policy.tuned(**sections)
+
+    def tune_fields(self, changes: Mapping[str, object]) -> None:
+        """Change single knobs, all or none: `tune_fields({"bulkhead.limit": 40})`."""
+        self.policy = self._policy.tuned_fields(dict(changes))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is unwise about its numbers, in words."""
+        return self._warnings
+
+    def isolate(self) -> None:
+        """Send nothing any more: every call is answered by its fallbacks, until `restore()`."""
+        self.breaker.isolate()
+
+    def restore(self) -> None:
+        """Close the circuit, with an empty window."""
+        self.breaker.restore()
+
+    def snapshot(self) -> UpstreamSnapshot:
+        """The upstream as it is now; needs no running loop."""
+        operations = {operation.name: operation.snapshot() for operation in self}
+        latency = Histogram()
+        for operation in self:
+            latency.add(operation.latency)
+        return UpstreamSnapshot(
+            name=self.name,
+            policy=self._policy,
+            bulkhead=self.bulkhead.snapshot(),
+            breaker=self.breaker.snapshot(),
+            counts=Counts.total(operation.counts for operation in operations.values()),
+            latency=latency.snapshot(),
+            waits=self.waits.snapshot(),
+            operations=MappingProxyType(operations),
+        )
+
+    # -- what its gateway tells it
+
+    def bind(self, loop: AbstractEventLoop, clock: Clock) -> None:
+        """Live on this loop from now on. After another one: pool, lanes, threads and circuit begin anew."""
+        if self._bound_to is not None:
+            for operation in self:
+                operation.drop_calls()
+            self.bulkhead = Bulkhead(self._policy.bulkhead)  # what ends late on the old loop gives back to the old one
+            self._workers = None
+            self._lanes = {}
+        if self._bound_to is not None or clock is not self.clock:
+            self.clock = clock
+            self.breaker.restart(clock)
+        self._bound_to = self.loop = loop
+        self._take_lanes()
+
+    def refuse(self) -> None:
+        """Let no new call in; those in flight go on."""
+        self.loop = NO_LOOP
+
+    def dismiss(self) -> Workers | None:
+        """Tell its threads to end; they can be joined."""
+        workers, self._workers = self._workers, None
+        if workers is not None:
+            workers.dismiss()
+        return workers
+
+    def task_here(self) -> Task[Any]:
+        """The current task, after opening the gateway on its loop if need be; raises if it cannot be."""
+        self.gateway.enter(self.name)
+        task = current_task()
+        if task is None:
+            msg = "operations are awaited inside a task"
+            raise RuntimeError(msg)
+        return task
+
+    def lane(self, seconds: float) -> Lane:
+        """The lane for tries of this duration."""
+        lane = self._lanes.get(seconds)
+        if lane is None:
+            loop = cast("AbstractEventLoop", self._bound_to)
+            lane = self._lanes[seconds] = Lane(seconds, loop, self.clock)
+        return lane
+
+    @property
+    def timers(self) -> int:
+        """How many limits on time run now."""
+        return sum(lane.running for lane in self._lanes.values())
+
+    def _take_lanes(self) -> None:
+        for operation in self:
+            operation.take_lane()
+        wanted = {operation.timeout.attempt for operation in self}
+        self._lanes = {s: lane for s, lane in self._lanes.items() if s in wanted or lane.running}
+
+    def _circuit_changed(self, before: StateName, after: StateName, at: float) -> None:
+        if after in {"open", "isolated"} and (after == "isolated" or self._policy.breaker.enforce):
+            self.bulkhead.reject_waiters(self.breaker.refusal)
+        if self.listeners.circuit_changed:
+            event = CircuitChanged(upstream=self.name, at=at, before=before, after=after)
+            self.listeners.tell(self.listeners.circuit_changed, event)
+
+    def _warn(self) -> None:
+        warnings = tuple(unwise(self._policy))
+        for warning in warnings:
+            if warning not in self._warnings:
+                log.warning("%s: %s", self.name, warning)
+        self._warnings = warnings
+
+    def __repr__(self) -> str:
+        return f"<Upstream {self.name}>"
+
+
+def unwise(policy: Policy) -> Iterator[str]:
+    """What works, but hardly as meant."""
+    breaker, attempt = policy.breaker, policy.timeout.attempt
+    if breaker.window_for is not None and not isinf(attempt):
+        timeouts = policy.bulkhead.limit * breaker.window_for / attempt
+        if timeouts < breaker.min_calls:
+            yield (
+                f"the circuit cannot open on timeouts: at most {timeouts:.1f} of timeout.attempt={attempt} end within "
+                f"breaker.window_for={breaker.window_for} with bulkhead.limit={policy.bulkhead.limit}, and "
+                f"breaker.min_calls is {breaker.min_calls}; lower min_calls, or use window_calls"
+            )
+    if breaker.slow_after is not None and breaker.slow_after > attempt:
+        yield (
+            f"no call is ever slow: breaker.slow_after={breaker.slow_after} is longer than timeout.attempt={attempt}; "
+            f"lower slow_after"
+        )
+
+
+def check_function(field: str, function: Any) -> bool:  # noqa: ANN401 - whatever a user decorates
+    """Whether an operation's function is async; a ConfigError for what cannot be one."""
+    if not callable(function):
+        raise ConfigError(field, f"{function!r} is not a function", "decorate an async or a plain function")
+    body = function.func if isinstance(function, partial) else function
+    if not hasattr(body, "__code__") and not isinstance(body, type) and hasattr(type(body), "__call__"):
+        body = type(body).__call__ if iscoroutinefunction(type(body).__call__) else body
+    if isasyncgenfunction(body) or isgeneratorfunction(body):
+        raise ConfigError(field, "a generator gives many values, an operation one", "return a list, or what it yields")
+    if iscoroutinefunction(body):
+        return True
+    if iscoroutinefunction(unwrap(body)):
+        raise ConfigError(field, "a plain function around an async one returns an awaitable", "make the wrapper `async def`")
+    return False

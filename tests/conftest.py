@@ -1,0 +1,45 @@
+"""What every test here has: virtual time on demand, nothing left behind, outside programs that may be missing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+pytest_plugins = ["gateway.testing.plugin"]
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def no_lost_errors() -> AsyncIterator[None]:
+    """A task that fails with nobody looking, or is still running at the end, fails the test that made it."""
+    loop = asyncio.get_running_loop()
+    lost: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: lost.append(context))
+    before = asyncio.all_tasks()
+    yield
+    gc.collect(0)
+    left = [task for task in asyncio.all_tasks() - before if not task.done()]
+    assert not lost, f"errors that nobody saw: {lost}"
+    assert not left, f"tasks left running: {left}"
+
+
+@pytest.fixture
+def program() -> Callable[[str], str]:
+    """The path of an outside program; where it is missing, the test is skipped (or fails, in CI)."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name)
+        if path is None:
+            missing = f"the program {name} is not installed"
+            if os.environ.get("GATEWAY_REQUIRE_PROGRAMS") == "1":
+                pytest.fail(missing)
+            pytest.skip(missing)
+        return path
+
+    return find
