@@ -68,6 +68,6 @@ class Tier(Protocol):
     taken effect.
     """
 
-    def answer(self, question: Question, /) -> Answer[Any] | None | Awaitable[Answer[Any] | None]:
+    def answer(self, question: Question, /) -> Answer[Any] | Awaitable[Answer[Any] | None] | None:
         """The answer, a promise of one, or None."""
         ...

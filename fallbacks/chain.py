@@ -55,7 +55,7 @@ class Fallback:
                 answer = tier.answer(question)
                 if answer is not None and type(answer) is not Answer:
                     answer = await self._wait_for(place, tier, answer, question)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it raises, the next tier is asked
                 self.failed += 1
                 question.error.add_note(f"{name_of(tier)} failed: {error!r}")
             except asyncio.CancelledError:
@@ -69,41 +69,35 @@ class Fallback:
                 question.error.add_note(f"{name_of(tier)} had no answer")
         return None
 
-    async def _wait_for(
-        self, place: int, tier: Tier, promise: Awaitable[Answer[Any] | None], question: Question
-    ) -> Answer[Any] | None:
-        if not hasattr(promise, "__await__"):
-            msg = f"answer() gave {promise!r}, which is no Answer, None or awaitable"
-            raise TypeError(msg)
+    async def _wait_for(self, place: int, tier: Tier, promise: object, question: Question) -> Answer[Any] | None:
+        if not isinstance(promise, Awaitable):
+            raise TypeError(f"answer() gave {promise!r}, which is no Answer, None or awaitable")
         if self._running[place] >= self.limit:
             dismiss(promise)
-            msg = f"{self.limit} are in it already"
-            raise RuntimeError(msg)
+            raise RuntimeError(f"{self.limit} are in it already")
         patience = min(self._timeout_of(tier, question), question.deadline - question.now)
         if patience <= 0:
             dismiss(promise)
-            msg = "no time was left"
-            raise TimeoutError(msg)
+            raise TimeoutError("no time was left")
         running = self._running
         running[place] += 1
         try:
             with self._scope(question.now + patience):
                 async with asyncio.timeout(patience):
-                    answer = await promise
+                    answer: object = await promise
         finally:
             running[place] -= 1
-        if answer is not None and type(answer) is not Answer:
-            msg = f"answer() promised {answer!r}, which is no Answer or None"
-            raise TypeError(msg)
+        if answer is not None and not isinstance(answer, Answer):
+            raise TypeError(f"answer() promised {answer!r}, which is no Answer or None")
         return answer
 
     def _timeout_of(self, tier: Tier, question: Question | None = None) -> float:
-        timeout = getattr(tier, "timeout", None)
+        timeout: float | None = getattr(tier, "timeout", None)
         if timeout is None:
             return self.timeout
         if question is not None and getattr(tier, "shares", False):
             return min(timeout, (question.deadline - question.now) / 2)
-        return float(timeout)
+        return timeout
 
 
 def may_await(tier: Tier) -> bool:

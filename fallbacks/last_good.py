@@ -35,19 +35,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("gateway")
 
 ATOMS = frozenset({str, bytes, int, float, bool, type(None), complex, Decimal, UUID, date, datetime, time, timedelta})
+ATOM_SIZE = 32
+"""Bytes a number takes, give or take a few."""
 MIB = 1024 * 1024
 PENDING_WRITES = 1_000
 STORE_TIMEOUT = 1.0
 SAMPLE = 100
 
 
-class Entry(Struct, frozen=True, gc=False):
-    """What is remembered of one call; `shared`: the value is immutable, so everybody may have this very one."""
-
-    value: Any
-    at: float
-    size: int
-    shared: bool
+Entry = tuple[Any, float, int, bool]
+"""Value, when it was live, its bytes, and whether it is immutable, so that everybody may have this very one."""
 
 
 class LastGood:
@@ -116,25 +113,30 @@ class LastGood:
         """Whether an answer may take time."""
         return self._store is not None
 
-    def remember(self, key: Hashable, value: Any, now: float) -> None:  # noqa: ANN401 - any value
+    def remember(self, key: Hashable, value: Any, now: float) -> None:
         """Keep a live value; memory at once, the store behind."""
-        if type(value) in ATOMS or not self._copy:
-            entry = Entry(value, now, size_of(value), True)
+        kind = type(value)
+        if kind in ATOMS:
+            entry = (value, now, len(value) if kind is str or kind is bytes else ATOM_SIZE, True)
+        elif not self._copy:
+            entry = (value, now, size_of(value), True)
         else:
             mine = copied(value)
-            entry = Entry(mine, now, size_of(mine), mine is value)
+            entry = (mine, now, size_of(mine), mine is value)
         self._put(key, entry)
         if self._store is not None:
-            self._write_behind(key, entry)
+            self._write_behind(key, entry[0])
 
-    def answer(self, question: Question, /) -> Answer[Any] | None | Awaitable[Answer[Any] | None]:
+    def answer(self, question: Question, /) -> Answer[Any] | Awaitable[Answer[Any] | None] | None:
         """The last good value, with its age."""
         entry = self._entries.get(question.key)
         if entry is not None:
-            age = question.now - entry.at
+            value, at, _, shared = entry
+            age = question.now - at
             if 0.0 <= age <= self.max_age:
                 self._entries.move_to_end(question.key)
-                value = entry.value if entry.shared else copied(entry.value)
+                if not shared:
+                    value = copied(value)
                 return Answer(value, Source.LAST_GOOD, age, question.error)
         if self._store is not None and question.key is not None:
             return self._from_store(self._store, question)
@@ -147,22 +149,29 @@ class LastGood:
 
     def _put(self, key: Hashable, entry: Entry) -> None:
         entries = self._entries
-        old = entries.pop(key, None)
-        if old is not None:
-            self._bytes -= old.size
-        if entry.size > self.max_bytes:
-            return
+        old = entries.get(key)
         entries[key] = entry
-        self._bytes += entry.size
-        while len(entries) > self.max_entries or self._bytes > self.max_bytes:
-            _, oldest = entries.popitem(last=False)
-            self._bytes -= oldest.size
+        if old is None:
+            self._bytes += entry[2]
+        else:
+            self._bytes += entry[2] - old[2]
+            entries.move_to_end(key)
+        if self._bytes > self.max_bytes or len(entries) > self.max_entries:
+            self._make_room(key, entry[2])
+
+    def _make_room(self, key: Hashable, size: int) -> None:
+        if size > self.max_bytes:  # it would not fit alone, and need not drive out the rest
+            del self._entries[key]
+            self._bytes -= size
+        while len(self._entries) > self.max_entries or self._bytes > self.max_bytes:
+            _, oldest = self._entries.popitem(last=False)
+            self._bytes -= oldest[2]
 
     # -- the store behind
 
-    def _write_behind(self, key: Hashable, entry: Entry) -> None:
+    def _write_behind(self, key: Hashable, value: Any) -> None:
         self._pending.pop(key, None)
-        self._pending[key] = {"value": entry.value, "at": wall_clock()}
+        self._pending[key] = {"value": value, "at": wall_clock()}
         if len(self._pending) > PENDING_WRITES:
             self._pending.popitem(last=False)
             self.dropped_writes += 1
@@ -192,16 +201,18 @@ class LastGood:
         if age > self.max_age:
             return None
         value = copied(envelope["value"]) if self._copy else envelope["value"]
-        self._put(question.key, Entry(value, question.now - age, size_of(value), not self._copy))
+        self._put(question.key, (value, question.now - age, size_of(value), not self._copy))
         return Answer(copied(value) if self._copy else value, Source.LAST_GOOD, age, question.error)
 
     def _store_failed(self, what: str, error: Exception) -> None:
         self.store_errors += 1
-        if self.store_errors & (self.store_errors - 1) == 0:  # the 1st, 2nd, 4th, 8th: a store that is gone is not a flood
+        if (
+            self.store_errors & (self.store_errors - 1) == 0
+        ):  # the 1st, 2nd, 4th, 8th: a store that is gone is not a flood
             log.warning("the store behind LastGood failed to %s, %d times so far: %r", what, self.store_errors, error)
 
 
-def copied(value: Any) -> Any:  # noqa: ANN401 - any value
+def copied(value: Any) -> Any:
     """A copy that nobody else can change; the value itself where nobody can change it anyway."""
     kind = type(value)
     if kind in ATOMS or isinstance(value, (Enum, type)):
@@ -216,7 +227,7 @@ def copied(value: Any) -> Any:  # noqa: ANN401 - any value
     return value if frozen(value, kind) else deepcopy(value)
 
 
-def frozen(value: Any, kind: type) -> bool:  # noqa: ANN401 - any value
+def frozen(value: Any, kind: type) -> bool:
     """Whether this is a frozen record of immutable fields."""
     if isinstance(value, Struct) and value.__struct_config__.frozen:
         names = value.__struct_fields__
@@ -227,11 +238,11 @@ def frozen(value: Any, kind: type) -> bool:  # noqa: ANN401 - any value
     return all(copied(part) is part for part in (getattr(value, name) for name in names))
 
 
-def size_of(value: Any) -> int:  # noqa: ANN401 - any value
-    """Bytes a value takes: exact for bytes and str of one byte a character, else counted, large containers by sample."""
+def size_of(value: Any) -> int:
+    """Bytes a value takes: exact for bytes and plain str, else counted, large containers by sample."""
     kind = type(value)
-    if kind is bytes or kind is str:
-        return len(value)
+    if kind in ATOMS:
+        return len(value) if kind is str or kind is bytes else ATOM_SIZE
     size = getsizeof(value)
     if kind is dict:
         parts = [*islice(value.keys(), SAMPLE), *islice(value.values(), SAMPLE)]

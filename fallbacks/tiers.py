@@ -20,7 +20,7 @@ class Static:
 
     awaits = False
 
-    def __init__(self, value: Any, *, after_unknown: bool = False) -> None:  # noqa: ANN401 - any default
+    def __init__(self, value: Any, *, after_unknown: bool = False) -> None:
         self.value = value
         self.after_unknown = after_unknown
 
@@ -66,7 +66,7 @@ def handler(function: Callable[..., Any], *, timeout: float | None = None, after
 class Askable(Protocol):
     """Anything with `ask`: an operation of another upstream."""
 
-    def ask(self, *args: Any, **kwargs: Any) -> Awaitable[Answer[Any]]:  # noqa: ANN401 - any operation
+    def ask(self, *args: Any, **kwargs: Any) -> Awaitable[Answer[Any]]:
         """An answer."""
         ...
 
@@ -75,7 +75,7 @@ class Alternate:
     """Another operation with the same arguments: a second provider, another region.
 
     Asked after a rejection or a failure that is safe to repeat elsewhere, never when the call may have taken effect.
-    `timeout` (seconds) is by default the other operation's own `timeout.call`, but never more than half of what is left.
+    `timeout` (seconds) is by default the other operation's `timeout.call`, but never more than half of what is left.
     """
 
     __slots__ = ("_timeout", "operation")

@@ -1,8 +1,8 @@
 """The arguments of a call: whether they fit the function, and the key that names the call.
 
-`f(1)`, `f(user=1)` and `f(1, deep=False)` with `deep=False` the default are one call and have one key. A key holds plain
-data only, with its types (1, 1.0 and True are three calls): never `repr()`, never `id()`, so that no two calls share a
-key by accident and no key keeps a user's object alive.
+`f(1)`, `f(user=1)` and `f(1, deep=False)` with `deep=False` the default are one call and have one key. A key holds
+plain data only, with its types (1, 1.0 and True are three calls): never `repr()` or `id()` of a user's object, so that
+no two calls share a key by accident and no key keeps an object alive.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, signature
 from math import inf
 from typing import Any
 from uuid import UUID
@@ -25,7 +25,7 @@ from gateway.outcome import KeyNeeded
 PLAIN = frozenset({str, int, bool, bytes, type(None)})
 """Immutable, and equal only to what is the same call (given the type): these stand in a key as they are."""
 TOLD_APART_BY_TEXT = frozenset({float, complex, Decimal, Fraction, UUID, date, datetime, time, timedelta})
-"""Equal values of these may still be told apart (0.0 and -0.0, one instant in two time zones): their text names them."""
+"""Equal values of these may still differ (0.0 and -0.0, one instant in two time zones): their text names them."""
 POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 SHAPES_KEPT = 256
 
@@ -33,7 +33,7 @@ SHAPES_KEPT = 256
 class Arguments:
     """The parameters of one function."""
 
-    __slots__ = ("_least", "_most", "_shapes", "_signature", "_tails", "method")
+    __slots__ = ("_least", "_most", "_shapes", "_signature", "method", "tails")
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._signature = signature(function)
@@ -44,11 +44,11 @@ class Arguments:
         self._least = inf if required_by_name else sum(p.default is p.empty for p in positional)
         self._most = inf if many else len(positional)
         self._shapes: dict[tuple[int, tuple[str, ...]], None] = {}
-        self._tails = {} if many else self._defaults_after(positional)
+        # What follows when only the first n arguments are given, for every n that fits: the defaults of the others.
+        self.tails = {} if many else self._defaults_after(positional)
         self.method = bool(positional) and positional[0].name in {"self", "cls"}
 
     def _defaults_after(self, positional: list[Parameter]) -> dict[int, tuple[Any, ...]]:
-        """What follows when only the first n arguments are given, for every n that fits."""
         rest = [p for p in self._signature.parameters.values() if p.kind not in POSITIONAL]
         named = tuple(() if p.kind is Parameter.VAR_KEYWORD else p.default for p in rest)
         enough = range(int(self._least), len(positional) + 1) if self._least < inf else ()
@@ -66,8 +66,6 @@ class Arguments:
 
     def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """All arguments in the order of the parameters, with the defaults of those not given."""
-        if not kwargs and (tail := self._tails.get(len(args))) is not None:
-            return args + tail
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         values: list[Any] = []
@@ -84,69 +82,71 @@ class Keys:
     a ContextVar's `get`), is mixed into every key, so that nobody is answered with what was somebody else's.
     """
 
-    __slots__ = ("_arguments", "_identity", "_key", "_name", "_plain", "method")
+    __slots__ = ("_identity", "_key", "_names", "_parameters", "_tails", "_where", "method")
 
     def __init__(
         self,
         upstream: str,
         operation: str,
-        arguments: Arguments,
+        parameters: Arguments,
         *,
         key: Callable[..., Hashable] | None,
         identity: Callable[[], Hashable] | None,
     ) -> None:
-        self._name = (upstream, operation)
-        self._arguments = arguments
+        self._where = f"{upstream!r}.{operation!r}"
+        self._names: dict[tuple[type, ...], tuple[str]] = {}  # how a key begins, by the types of plain arguments
+        self._parameters = parameters
+        self._tails = parameters.tails
         self._key = key
         self._identity = identity
-        self._plain: set[tuple[type, ...]] = set()
-        self.method = arguments.method
+        self.method = parameters.method
 
-    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """The key of a call. Raises KeyNeeded where there is none."""
         if self._key is not None:
-            named: Hashable = self._named(self._key, args, kwargs)
-        elif self.method:
-            raise self._needed("a method's self or cls names no call")
+            key = self._by_user(self._key, args, kwargs)
         else:
-            values = self._arguments.bound(args, kwargs)
-            types = tuple(map(type, values))
-            named = (values, types) if types in self._plain else self._told_apart(values, types)
-        if self._identity is None:
-            return (self._name, named)
-        return (self._name, named, self._told_apart((self._who(self._identity),)))
+            tail = None if kwargs else self._tails.get(len(args))
+            values = self._parameters.bound(args, kwargs) if tail is None else args + tail
+            name = self._names.get(tuple(map(type, values)))
+            key = self._by_arguments(values) if name is None else name + values
+        return key if self._identity is None else (*key, self._who(self._identity))
 
-    def _told_apart(self, values: tuple[Any, ...], types: tuple[type, ...] = ()) -> Hashable:
+    def _by_arguments(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The key of arguments that are not all plain, or that come with these types for the first time."""
+        if self.method:
+            raise self._needed("a method's self or cls names no call")
+        types = tuple(map(type, values))
+        if PLAIN.issuperset(types):
+            name = (f"{self._where}({', '.join(kind.__name__ for kind in types)})",)
+            if len(self._names) < SHAPES_KEPT:
+                self._names[types] = name
+            return name + values
         try:
-            parts = tuple(canonical(value) for value in values)
+            return (self._where, *(canonical(value) for value in values))
         except (TypeError, RecursionError) as error:
             raise self._needed(str(error)) from None
-        if types and PLAIN.issuperset(types):
-            if len(self._plain) < SHAPES_KEPT:
-                self._plain.add(types)
-            return (values, types)
-        return parts
 
-    def _named(self, key: Callable[..., Hashable], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+    def _by_user(self, key: Callable[..., Hashable], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        self._parameters.check(args, kwargs)
         try:
             named = key(*args, **kwargs)
             hash(named)
         except Exception as error:
             raise self._needed(f"its key= raised {error!r}") from error
-        return ("key", type(named), named)
+        return (self._where, "key", type(named), named)
 
     def _who(self, identity: Callable[[], Hashable]) -> Hashable:
         try:
-            return identity()
+            return ("identity", canonical(identity()))
         except Exception as error:
-            raise self._needed(f"its identity= raised {error!r}") from error
+            raise self._needed(f"its identity= gave none: {error!r}") from error
 
     def _needed(self, why: str) -> KeyNeeded:
-        upstream, operation = self._name
-        return KeyNeeded(f"{upstream}.{operation}: {why}; give the operation key=, a function of its arguments")
+        return KeyNeeded(f"{self._where}: {why}; give the operation key=, a function of its arguments")
 
 
-def canonical(value: Any) -> Hashable:  # noqa: ANN401 - any argument a user passes
+def canonical(value: Any) -> Hashable:
     """Plain data as a hashable that only the same data of the same types equals. Raises TypeError for anything else."""
     kind = type(value)
     if kind in PLAIN or isinstance(value, Enum):

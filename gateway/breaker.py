@@ -13,8 +13,8 @@
 Synchronous and pure: it takes instants and verdicts, and needs no timer. What is due happens when somebody looks, as of
 the instant it was due. A state is an object that holds only its own data, and the leave to try *is* that object: a
 verdict counts only while the circuit is still in the state that gave the leave, so stragglers cannot speak for a time
-that is not theirs. Sources: Nygard, "Release It!"; the rules of windows, rates and half-open are Resilience4j's, held to
-recorded traces of it in the tests.
+that is not theirs. Sources: Nygard, "Release It!"; the rules of windows, rates and half-open are Resilience4j's, and
+the tests hold us to recorded traces of it.
 """
 
 from __future__ import annotations
@@ -227,17 +227,12 @@ class CircuitBreaker:
     def leave(self, state: State, now: float, failed: bool | None, slow: bool) -> None:  # noqa: FBT001 - the hot path
         """How it went (None: evidence of nothing). Counts only if the circuit is still in that state."""
         if type(state) is not Closed:
-            self._at(now)  # half-open may just have ended
-        if state is not self._state or type(state) is Open or type(state) is Isolated:
-            return
-        if failed is None:
-            if type(state) is HalfOpen:
-                state.probes_left += 1
-            return
-        window = state.window
-        window.record(now, failed, slow)
-        if window.bad or type(state) is HalfOpen:
-            self._decide(state, now)
+            self._leave_slowly(state, now, failed, slow)
+        elif state is self._state and failed is not None:
+            window = state.window
+            window.record(now, failed, slow)
+            if window.bad:
+                self._decide(state, now)
 
     def leave_refused(self, state: State, now: float) -> None:
         """It was refused: evidence of nothing, but whoever refuses is alive."""
@@ -301,28 +296,29 @@ class CircuitBreaker:
 
     def _at(self, now: float) -> State:
         """The state as of now: what was due happens, each at the instant it was due."""
-        state = self._state
-        while type(state) is HalfOpen or (type(state) is Open and self._policy.auto_half_open):
-            due = state.ends_at if type(state) is HalfOpen else state.until
-            if due - now > HALF_MICROSECOND:
-                break
+        while (due := self._due_at()) - now <= HALF_MICROSECOND:
+            state = self._state
             if type(state) is Open:
-                state = self._half_open(state, due)
-            elif self._ends_well(state):
-                state = self._become(Closed(self._new_window(due)), due)
-            else:
-                state = self._open(due, state.in_a_row + 1)
-                if self._policy.auto_half_open and state.until < now:
-                    self._skip_idle_rounds(state, now)
+                self._half_open(state, due)
+            elif type(state) is HalfOpen and self._ends_well(state):
+                self._become(Closed(self._new_window(due)), due)
+            elif type(state) is HalfOpen:
+                self._skip_idle_rounds(self._open(due, state.in_a_row + 1), now)
         return self._state
+
+    def _due_at(self) -> float:
+        """When the state ends by itself; inf if it does not."""
+        state = self._state
+        if type(state) is HalfOpen:
+            return state.ends_at
+        return state.until if type(state) is Open and self._policy.auto_half_open else inf
 
     def _skip_idle_rounds(self, state: Open, now: float) -> None:
         """Nobody looked for long, and open and half-open took turns: pass over whole rounds, however many."""
-        policy = self._policy
-        round_for = self._opening(state.in_a_row) + policy.max_half_open
-        rounds = int((now - state.until) / round_for)
-        if self._opening(state.in_a_row + 1) == self._opening(state.in_a_row) and rounds > 0:
-            state.until += rounds * round_for
+        policy, opening = self._policy, self._opening(state.in_a_row)
+        rounds = int((now - state.until) / (opening + policy.max_half_open))
+        if policy.auto_half_open and rounds > 0 and opening == self._opening(state.in_a_row + 1):  # it grows no more
+            state.until += rounds * (opening + policy.max_half_open)
             state.in_a_row += rounds
 
     def _ends_well(self, state: HalfOpen) -> bool:
@@ -343,6 +339,15 @@ class CircuitBreaker:
             raise self.refusal()
         state.rejected += 1
         return UNCOUNTED
+
+    def _leave_slowly(self, state: State, now: float, failed: bool | None, slow: bool) -> None:  # noqa: FBT001 - private
+        if state is not self._at(now) or type(state) is not HalfOpen:  # half-open may just have ended
+            return
+        if failed is None:
+            state.probes_left += 1
+        else:
+            state.window.record(now, failed, slow)
+            self._decide(state, now)
 
     @staticmethod
     def _shut(state: State, now: float) -> bool:

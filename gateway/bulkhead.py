@@ -6,8 +6,8 @@
     bulkhead.policy = BulkheadPolicy(limit=40)    # live: nothing running is interrupted, waiters move up
 
 Source of the word: the compartments of a ship (Nygard, "Release It!"). The rules that peers got wrong, and that hold
-here: a waiter that is cancelled, expires or is rejected never keeps a place; a place that is freed goes to the first who
-still waits; a resize decides from what is free now, never from the difference of the limits (anyio #1223).
+here: a waiter that is cancelled, expires or is rejected never keeps a place; a place that is freed goes to the first
+who still waits; a resize decides from what is free now, never from the difference of the limits (anyio #1223).
 """
 
 from __future__ import annotations

@@ -14,12 +14,9 @@ from contextlib import suppress
 from contextvars import ContextVar, Token
 from math import inf, isfinite
 from time import monotonic
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Protocol, Self
 
 from msgspec import Struct
-
-if TYPE_CHECKING:
-    from gateway.lane import Timer
 
 Clock = Callable[[], float]
 HALF_MICROSECOND = 5e-7
@@ -42,16 +39,24 @@ def clock_here() -> Clock:
         return clock_of(get_running_loop())
     except RuntimeError:
         ambient = AMBIENT.get()
-        return monotonic if ambient is None else ambient.clock
+        return monotonic if ambient is None else ambient.world.clock
 
 
-class Ambient(Struct, frozen=True, gc=False):
-    """What a call inherits from the one it is made in: when it must be over, by which clock, under whose timer."""
+class World(Protocol):
+    """Where instants are told: a clock, and the gateway it is the clock of (None outside of one)."""
 
-    deadline: float
     clock: Clock
-    gateway: object = None
-    timer: Timer | None = None
+    gateway: object
+
+
+class Ambient(Struct, eq=False):
+    """What a call inherits from the one it is made in: the instant it must be over. Never changed once it is ambient.
+
+    The time limit of a running try is one of these (`gateway.lane.Timer`).
+    """
+
+    at: float
+    world: World
 
 
 AMBIENT: ContextVar[Ambient | None] = ContextVar("gateway", default=None)
@@ -72,14 +77,14 @@ class Deadline:
     `with` never moves an outer deadline further away.
     """
 
-    __slots__ = ("_clock", "_gateway", "_token", "at")
+    __slots__ = ("_token", "at", "clock", "gateway")
 
     HEADER: ClassVar[str] = "X-Deadline-Ms"
 
     def __init__(self, at: float, clock: Clock | None = None, gateway: object = None) -> None:
         self.at = at
-        self._gateway = gateway
-        self._clock = clock or clock_here()
+        self.gateway = gateway
+        self.clock = clock or clock_here()
         self._token: Token[Ambient | None] | None = None
 
     @classmethod
@@ -92,7 +97,7 @@ class Deadline:
     def current(cls) -> Deadline | None:
         """The ambient deadline, or None."""
         ambient = AMBIENT.get()
-        return None if ambient is None or ambient.deadline == inf else cls(ambient.deadline, ambient.clock)
+        return None if ambient is None or ambient.at == inf else cls(ambient.at, ambient.world.clock)
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, str]) -> Deadline:
@@ -105,24 +110,22 @@ class Deadline:
 
     def remaining(self) -> float:
         """Seconds left; 0.0 when it has passed."""
-        return max(0.0, self.at - self._clock())
+        return max(0.0, self.at - self.clock())
 
     def to_headers(self) -> dict[str, str]:
         """The header that tells another service: whole milliseconds left, rounded down. Empty without a limit."""
         left = self.remaining()
-        return {self.HEADER: str(int(left * 1000 + HALF_MICROSECOND))} if isfinite(left) else {}
+        return {self.HEADER: str(int((left + HALF_MICROSECOND) * 1000))} if isfinite(left) else {}
 
-    def __enter__(self) -> Deadline:
+    def __enter__(self) -> Self:
         if self._token is not None:
             msg = "this Deadline is already entered; make another with Deadline.after"
             raise RuntimeError(msg)
-        outer = AMBIENT.get()
-        if outer is None:
-            inner = Ambient(self.at, self._clock, self._gateway)
-        elif self.at < outer.deadline:
-            inner = Ambient(self.at, self._clock, self._gateway or outer.gateway)
-        else:
-            inner = outer
+        inner = outer = AMBIENT.get()
+        if outer is None or self.at < outer.at:
+            if self.gateway is None and outer is not None:
+                self.gateway = outer.world.gateway
+            inner = Ambient(self.at, self)
         self._token = AMBIENT.set(inner)
         return self
 
@@ -132,4 +135,4 @@ class Deadline:
             leave(token)
 
     def __repr__(self) -> str:
-        return f"<Deadline in {self.at - self._clock():.3f} s>"
+        return f"<Deadline in {self.at - self.clock():.3f} s>"

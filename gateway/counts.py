@@ -59,7 +59,8 @@ class Counts:
     @property
     def adds_up(self) -> bool:
         """Promise 10: every call that was asked ended in exactly one way, or is in flight."""
-        return self.asked == self.in_flight + sum(getattr(self, end) for end in ENDS)
+        ended: int = sum(getattr(self, end) for end in ENDS)
+        return self.asked == self.in_flight + ended
 
     @classmethod
     def total(cls, counts: Iterable[Counts]) -> Counts:

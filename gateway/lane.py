@@ -14,15 +14,12 @@ from asyncio import AbstractEventLoop, CancelledError, Task, TimerHandle
 from math import inf
 from typing import Any
 
-from msgspec import Struct
-
 from gateway.context import HALF_MICROSECOND, Ambient, Clock
 
 
-class Timer(Struct, eq=False):
-    """A time limit that runs. Stop it exactly once."""
+class Timer(Ambient, eq=False):
+    """A time limit that runs, and what the calls made under it inherit. Stop it exactly once."""
 
-    at: float
     task: Task[Any]
     cancelling: int  # cancels that were pending before ours
     pending: dict[Timer, None]
@@ -51,12 +48,13 @@ class Timer(Struct, eq=False):
 class Lane:
     """Time limits of one duration, in seconds, on one loop."""
 
-    __slots__ = ("_armed", "_clock", "_loop", "_own", "_pending", "seconds")
+    __slots__ = ("_armed", "_loop", "_own", "_pending", "clock", "gateway", "seconds")
 
-    def __init__(self, seconds: float, loop: AbstractEventLoop, clock: Clock) -> None:
+    def __init__(self, seconds: float, loop: AbstractEventLoop, clock: Clock, gateway: object = None) -> None:
         self.seconds = seconds
+        self.gateway = gateway
         self._loop = loop
-        self._clock = clock
+        self.clock = clock
         self._pending: dict[Timer, None] = {}
         self._own: dict[Timer, None] = {}
         self._armed = False
@@ -71,23 +69,22 @@ class Lane:
         at = now + self.seconds
         if cutoff < at:
             return self._start_own(task, cutoff, outer)
-        timer = Timer(at, task, task.cancelling(), self._pending)
+        timer = Timer(at, self, task, task.cancelling(), self._pending)
         self._pending[timer] = None
         if not self._armed:
             self._arm(at)
         return timer
 
     def _start_own(self, task: Task[Any], at: float, outer: Ambient | None) -> Timer:
-        timer = Timer(at, task, task.cancelling(), self._own, nearer=True)
+        timer = Timer(at, self, task, task.cancelling(), self._own, nearer=True)
         self._own[timer] = None
-        above = None if outer is None else outer.timer
-        if above is None or above.task is not task or above.at != at:
+        if not isinstance(outer, Timer) or outer.task is not task or outer.at != at:
             timer.handle = self._loop.call_at(at, self._fire_own, timer)
         # else the call that this one is made in ends at the same instant: its timer serves both, and is surely first
         return timer
 
     def _fire_own(self, timer: Timer) -> None:
-        now = self._clock()
+        now = self.clock()
         if timer.at - now > HALF_MICROSECOND:  # uvloop counts whole milliseconds, and may come early
             timer.handle = self._loop.call_later(timer.at - now + 0.001, self._fire_own, timer)
         else:
@@ -100,7 +97,7 @@ class Lane:
 
     def _tick(self) -> None:
         self._armed = False
-        now = self._clock()
+        now = self.clock()
         expired = []  # one pass: next(iter(d)) per entry would rescan the holes, O(n^2)
         for timer in self._pending:
             if timer.at - now > HALF_MICROSECOND:

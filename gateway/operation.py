@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from asyncio import CancelledError, Task, current_task, sleep
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
-from contextvars import Token
 from dataclasses import dataclass
 from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
@@ -20,7 +19,7 @@ from fallbacks.last_good import LastGood
 from fallbacks.tiers import Alternate, Static, handler
 from gateway.arguments import Arguments, Keys
 from gateway.call import Call
-from gateway.context import AMBIENT, HALF_MICROSECOND, Ambient, Deadline, leave
+from gateway.context import AMBIENT, HALF_MICROSECOND, Deadline, leave
 from gateway.counts import Counts, Histogram, LatencySnapshot, Tally
 from gateway.events import AttemptFailed, CallFinished
 from gateway.lane import Lane, Timer
@@ -65,12 +64,16 @@ class Host(Protocol):
     name: str
     loop: object
     clock: Clock
-    gateway: object
     bulkhead: Bulkhead
     breaker: CircuitBreaker
     retry: Retry
     waits: Histogram
     listeners: Listeners
+
+    @property
+    def gateway(self) -> object:
+        """The gateway it belongs to."""
+        ...
 
     def task_here(self) -> Task[Any]:
         """The current task, after opening the gateway on its loop if need be; raises if it cannot be."""
@@ -81,7 +84,7 @@ class Host(Protocol):
         ...
 
 
-class Judged(Exception):  # noqa: N818 - it never leaves this module
+class Judged(Exception):
     """A value that `classify=` judged to be no success."""
 
     def __init__(self, value: object, outcome: Outcome) -> None:
@@ -149,7 +152,7 @@ class Operation(Generic[P, T]):
     # -- the life of a call
 
     async def ask(self, *args: P.args, **kwargs: P.kwargs) -> Answer[T]:
-        """The best answer there is: live, else from the fallbacks in order, else an error that says what may be done."""
+        """The best answer there is: live, else the fallbacks' in order, else an error that says what may be done."""
         call = self._begin(args, kwargs)
         ended: str = CANCELLED  # unless it ends in one of the other ways
         try:
@@ -158,7 +161,7 @@ class Operation(Generic[P, T]):
             while True:
                 try:
                     value = await self._attempt(call)
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - how any error is sorted, `_failed` has decided
                     pause = self._pause(call, error)
                     if pause is None:
                         answer: Answer[T] = await self._fall_back(call, error)
@@ -189,7 +192,7 @@ class Operation(Generic[P, T]):
                 raise too_late()
             circuit = breaker.enter(now)  # after the queue: no probe is spent on a caller who still waits
             timer = self._lane.start(call.task, now, call.cutoff, call.outer)
-            outside = AMBIENT.set(Ambient(timer.at, upstream.clock, upstream.gateway, timer))
+            outside = AMBIENT.set(timer)  # what the function calls inherits its end
             try:
                 call.attempts += 1
                 self.tally.attempts += 1
@@ -214,8 +217,11 @@ class Operation(Generic[P, T]):
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Who asks what, until when. A call that cannot be made raises here, before anything is counted."""
-        self._arguments.check(args, kwargs)
-        key = self._keys.of(args, kwargs) if self._memories else None
+        key: Hashable | None = None
+        if self._memories:
+            key = self._keys.of(args, kwargs)
+        else:
+            self._arguments.check(args, kwargs)
         upstream = self.upstream
         task = current_task(upstream.loop)  # type: ignore[arg-type]  # naming the loop spares Python 3.11 a getpid()
         if task is None:
@@ -223,8 +229,8 @@ class Operation(Generic[P, T]):
         now = upstream.clock()
         deadline = now + self._call_for
         outer = AMBIENT.get()
-        if outer is not None and outer.deadline < deadline:
-            deadline = outer.deadline
+        if outer is not None and outer.at < deadline:
+            deadline = outer.at
         cutoff = deadline
         if self._reserve:
             cutoff -= min(self._reserve, (deadline - now) / 2)
@@ -250,9 +256,7 @@ class Operation(Generic[P, T]):
                 upstream.waits.record(now - call.at)
         return now
 
-    def _failed(
-        self, call: Call, circuit: State, timer: Timer, sent_at: float, error: BaseException
-    ) -> BaseException:
+    def _failed(self, call: Call, circuit: State, timer: Timer, sent_at: float, error: BaseException) -> BaseException:
         """A try that gave no value: the verdict to the circuit, and what to raise (`error` itself, or our own)."""
         upstream, breaker = self.upstream, self.upstream.breaker
         timed_out = timer.stop_on(error)
@@ -420,10 +424,7 @@ class Operation(Generic[P, T]):
         listeners = self.upstream.listeners
         source = ended if isinstance(ended, Source) else None
         now = self.upstream.clock()
-        if ended is CANCELLED:
-            outcome = CANCELLED
-        else:
-            outcome = Outcome.SUCCESS if source is LIVE else call.outcome
+        outcome = CANCELLED if ended is CANCELLED else Outcome.SUCCESS if source is LIVE else call.outcome
         event = CallFinished(
             upstream=self.upstream.name,
             at=now,
@@ -474,9 +475,7 @@ class Operation(Generic[P, T]):
     def fallback(self, fallback: H, /) -> H: ...
     @overload
     def fallback(self, *, timeout: float | None = None, after_unknown: bool = False) -> Callable[[H], H]: ...
-    def fallback(
-        self, fallback: Any = None, /, *, timeout: float | None = None, after_unknown: bool = False
-    ) -> Any:
+    def fallback(self, fallback: Any = None, *, timeout: float | None = None, after_unknown: bool = False) -> Any:
         """Add a tier after those there are: a function `fn(error, *args, **kwargs)`, as a decorator, or a tier.
 
         Gives back what it got. A tier after a `Static`, a `LastGood` for what is not idempotent, and a circle of
@@ -496,11 +495,15 @@ class Operation(Generic[P, T]):
     def _add(self, tier: Tier) -> None:
         field = f"{self.upstream.name}.{self.name} fallback"
         if not callable(getattr(tier, "answer", None)):
-            raise ConfigError(field, f"{tier!r} is not a tier", "give Static(...), handler(...), or an object with answer()")
+            raise ConfigError(
+                field, f"{tier!r} is not a tier", "give Static(...), handler(...), or an object with answer()"
+            )
         if any(isinstance(earlier, Static) for earlier in self.tiers):
             raise ConfigError(field, "a tier after Static is never asked", "put Static last")
         if self.idempotent is False and isinstance(tier, LastGood):
-            raise ConfigError(field, "LastGood on idempotent=False", "what happened before says nothing about this call")
+            raise ConfigError(
+                field, "LastGood on idempotent=False", "what happened before says nothing about this call"
+            )
         if isinstance(tier, Alternate) and reaches(tier.operation, self):
             raise ConfigError(field, "its Alternates lead back to itself", "take one of them out of the circle")
         old = self._fallback
@@ -584,14 +587,16 @@ class BoundOperation(Generic[P, T]):
 JUDGEMENTS = frozenset({Outcome.REFUSED, Outcome.FAILED, Outcome.UNKNOWN})
 
 
-def classified(send: Callable[..., Awaitable[T]], classify: Callable[[Any], Outcome | None]) -> Callable[..., Awaitable[T]]:
+def classified(
+    send: Callable[..., Awaitable[T]], classify: Callable[[Any], Outcome | None]
+) -> Callable[..., Awaitable[T]]:
     """A sender whose values are judged, too."""
 
-    async def send_and_judge(*args: Any, **kwargs: Any) -> T:  # noqa: ANN401 - any operation's arguments
+    async def send_and_judge(*args: Any, **kwargs: Any) -> T:
         value = await send(*args, **kwargs)
         outcome = classify(value)
         if outcome in JUDGEMENTS:
-            raise Judged(value, cast("Outcome", outcome))
+            raise Judged(value, outcome)
         return value
 
     return send_and_judge
@@ -606,8 +611,8 @@ def too_late() -> DeadlineExceeded:
 
 def ended_from_above(call: Call, error: BaseException) -> bool:
     """Whether the call that this one is made in ran out of time: to the upstream the same as its own deadline."""
-    above = None if call.outer is None else call.outer.timer
-    return above is not None and above.first and isinstance(error, CancelledError)
+    above = call.outer
+    return isinstance(above, Timer) and above.first and isinstance(error, CancelledError)
 
 
 def reaches(operation: object, target: object) -> bool:

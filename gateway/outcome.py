@@ -1,22 +1,22 @@
 """How a call can end, and the errors that say what the caller may do next.
 
-    Exception
-    ├── GatewayError               raised by the gateway about a call
-    │   ├── Rejected               never sent: safe to ask again later, or elsewhere
-    │   │   ├── CircuitOpen            the upstream is sick (retry_after says when it is tried again)
-    │   │   ├── BulkheadFull           every place is taken (reason: "queue_full" or "max_wait")
-    │   │   ├── DeadlineExceeded       too late before anything was sent (also a TimeoutError)
-    │   │   └── GatewayClosed          the gateway was closed
-    │   ├── Failed                 certainly without effect, or safe to repeat
-    │   │   └── FailedTimeout          (also a TimeoutError)
-    │   └── Unknown                may have taken effect: look before you repeat it
-    │       └── UnknownTimeout         (also a TimeoutError)
-    ├── Refused                    raised by users: a healthy "no"; never retried, never counted against anybody
-    ├── NotSent                    raised by users: it certainly never reached the upstream
-    ├── ConfigError (ValueError)   a setting that cannot work: field, problem, remedy
-    │   └── UnknownName (LookupError)
-    ├── KeyNeeded (TypeError)      arguments that name no call, where a name is needed
-    └── WrongLoop (RuntimeError)   a gateway belongs to one running event loop at a time
+Exception
+├── GatewayError               raised by the gateway about a call
+│   ├── Rejected               never sent: safe to ask again later, or elsewhere
+│   │   ├── CircuitOpen            the upstream is sick (retry_after says when it is tried again)
+│   │   ├── BulkheadFull           every place is taken (reason: "queue_full" or "max_wait")
+│   │   ├── DeadlineExceeded       too late before anything was sent (also a TimeoutError)
+│   │   └── GatewayClosed          the gateway was closed
+│   ├── Failed                 certainly without effect, or safe to repeat
+│   │   └── FailedTimeout          (also a TimeoutError)
+│   └── Unknown                may have taken effect: look before you repeat it
+│       └── UnknownTimeout         (also a TimeoutError)
+├── Refused                    raised by users: a healthy "no"; never retried, never counted against anybody
+├── NotSent                    raised by users: it certainly never reached the upstream
+├── ConfigError (ValueError)   a setting that cannot work: field, problem, remedy
+│   └── UnknownName (LookupError)
+├── KeyNeeded (TypeError)      arguments that name no call, where a name is needed
+└── WrongLoop (RuntimeError)   a gateway belongs to one running event loop at a time
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class UnknownTimeout(Unknown, TimeoutError):
     """Sent, no answer in time, and it may have taken effect."""
 
 
-class Refused(Exception):  # noqa: N818 - an outcome, not a fault: that is what the name says
+class Refused(Exception):
     """Raise it in an operation: the upstream is well and says no (404, validation). Reaches the caller untouched."""
 
     def __init__(self, *args: object, retry_after: float | None = None) -> None:
@@ -106,7 +106,7 @@ class Refused(Exception):  # noqa: N818 - an outcome, not a fault: that is what 
         self.retry_after = retry_after
 
 
-class NotSent(Exception):  # noqa: N818 - as above
+class NotSent(Exception):
     """Raise it in an operation: the request certainly never reached the upstream, so that any call may be repeated."""
 
     def __init__(self, *args: object, retry_after: float | None = None) -> None:

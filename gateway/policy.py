@@ -2,7 +2,8 @@
 
 A policy is a frozen value. Tuning is assignment of another one: `upstream.tune(bulkhead=BulkheadPolicy(limit=40))`.
 Durations are seconds; `inf` means no limit, or never. A field that is not given follows the one it depends on
-(`TimeoutPolicy(call=0.8).attempt` is 0.8); combinations that cannot work are a `ConfigError` that names field and remedy.
+(`TimeoutPolicy(call=0.8).attempt` is 0.8); combinations that cannot work are a `ConfigError` that names field and
+remedy.
 """
 
 from __future__ import annotations
@@ -55,8 +56,10 @@ class TimeoutPolicy:
         _not_longer("timeout.read", self.read, "timeout.attempt", self.attempt)
 
     def overlaid(self, nearer: TimeoutPolicy) -> TimeoutPolicy:
-        """These limits, save those that `nearer` was given; an inner one that would never fire ends with its outer one."""
-        limits = {f.name: value if given(value := getattr(nearer, f.name)) else getattr(self, f.name) for f in fields(self)}
+        """These limits, save what `nearer` was given; an inner one that could not fire follows its outer one."""
+        limits = {
+            f.name: value if given(value := getattr(nearer, f.name)) else getattr(self, f.name) for f in fields(self)
+        }
         for outer, inner in (("call", "attempt"), ("attempt", "connect"), ("attempt", "read")):
             if not given(getattr(nearer, inner)) and limits[inner] > limits[outer]:
                 limits[inner] = Derived(limits[outer])
@@ -70,7 +73,7 @@ class RetryPolicy:
     attempts: int = 2
     """Tries in all; 1 = no retry. Two, because a third mostly adds load to an upstream that is ill (Google SRE)."""
     wait: Wait = wait_random_exponential(multiplier=0.1, max=2.0)
-    """Any tenacity wait strategy. Full jitter: uniform in 0 to min(2, 0.1 x 2^n) s (AWS, Exponential Backoff And Jitter)."""
+    """Any tenacity wait strategy. Full jitter: 0 to min(2, 0.1 x 2^n) s (AWS, Exponential Backoff And Jitter)."""
     min_try: float = 0.05
     """The least time a try is worth; with less left before the cutoff there is no retry."""
     max_retry_after: float = 10.0
@@ -89,7 +92,7 @@ class BulkheadPolicy:
     """How many calls may be with the upstream at once, and how many may wait, for how long."""
 
     limit: float = 20
-    """Calls at once (and threads, for plain functions). Little's law: calls per second x seconds per call, and some room."""
+    """Calls (or threads) at once. Little's law: calls a second x seconds a call, and some room."""
     queue: float = 20
     """Callers that may wait for a place; 0 = the call over the limit fails at once. As many as run: one more round."""
     max_wait: float = Derived(1.0)
@@ -190,7 +193,7 @@ class Policy:
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
     bulkhead: BulkheadPolicy = field(default_factory=BulkheadPolicy)
     fallback_timeout: float = Derived(0.1)
-    """What one tier may take that does not say for itself; reserved at the end of `timeout.call`. Plan B must be quick."""
+    """What one tier may take that does not say for itself; kept back at the end of `timeout.call`. Plan B is quick."""
     fallback_limit: float = 10
     """How many may be in one tier at once; the next is not asked. 10 as in Hystrix."""
 
@@ -281,7 +284,9 @@ def _share(name: str, value: object) -> None:
 def _not_longer(name: str, value: float, outer: str, limit: float) -> None:
     """An inner limit longer than the outer one can never fire. `inf` is no limit, and what nobody gave follows."""
     if value > limit and given(value) and given(limit) and not isinf(value):
-        raise ConfigError(name, f"{value} s can never fire: {outer} is {limit} s", f"give at most {limit}, or raise {outer}")
+        raise ConfigError(
+            name, f"{value} s can never fire: {outer} is {limit} s", f"give at most {limit}, or raise {outer}"
+        )
 
 
 def _follow(policy: object, name: str, value: float) -> None:

@@ -48,7 +48,7 @@ class Gateway:
 
     # -- upstreams
 
-    def upstream(self, name: str, *, policy: Policy = Policy()) -> Upstream:  # noqa: B008 - a frozen value
+    def upstream(self, name: str, *, policy: Policy = Policy()) -> Upstream:
         """Register a service under a name of its own; a ConfigError if the name is taken."""
         if not isinstance(name, str) or not name:
             raise ConfigError("upstream name", f"{name!r} is no name", "give a non-empty str")
@@ -83,7 +83,7 @@ class Gateway:
     # -- events
 
     def on(self, *kinds: type[events.Event]) -> Callable[[L], L]:
-        """Tell a function of these kinds of events (all, if none is named). A decorator that gives the function back."""
+        """Tell a function of these kinds of events (all, if none is named). A decorator; gives the function back."""
 
         def add(listener: L) -> L:
             self.listeners.add(listener, kinds)
@@ -148,7 +148,7 @@ class Gateway:
         """Be open on the running loop, or raise."""
         if self._closing is not None and get_running_loop() is self._loop:
             ambient = AMBIENT.get()
-            if ambient is not None and ambient.gateway is self:
+            if ambient is not None and ambient.world.gateway is self:
                 return  # a call in flight may still make the calls it needs to finish
         if self._closed:
             closed = GatewayClosed("the gateway is closed; open() or `async with` opens it again")
@@ -204,7 +204,9 @@ class Gateway:
 
     async def _flush(self, patience: float) -> None:
         """Let the tiers write what they have to write."""
-        flushes = [tier.flush() for up in self for operation in up for tier in operation.tiers if hasattr(tier, "flush")]
+        flushes = [
+            tier.flush() for up in self for operation in up for tier in operation.tiers if hasattr(tier, "flush")
+        ]
         with suppress(TimeoutError):
             async with timeout(patience):
                 for flush in flushes:

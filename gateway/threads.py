@@ -1,8 +1,8 @@
 """A sync function as an operation: threads of its upstream's own, the caller's contextvars, a place until it ends.
 
-A thread cannot be stopped. When its caller leaves, the place stays taken until the function really returns (it counts as
-abandoned), so that no more run at once than the bulkhead allows. Threads are daemons: one that is stuck never keeps the
-process alive. Completions cross to the loop in batches, one wake-up for all that ended meanwhile.
+A thread cannot be stopped. When its caller leaves, the place stays taken until the function really returns (it counts
+as abandoned), so that no more run at once than the bulkhead allows. Threads are daemons: one that is stuck never keeps
+the process alive. Completions cross to the loop in batches, one wake-up for all that ended meanwhile.
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ class Job(Struct, eq=False):
     future: Future[Any]
     value: Any = None
     error: BaseException | None = None
+    left: bool = False  # its caller has left, and the place is its own
+    ended: bool = False  # and the loop has seen it
 
     def run(self) -> None:
-        """Call the function; in the thread."""
+        """Call the function, unless its caller left before it began; in the thread."""
+        if self.left or self.future.cancelled():
+            return
         try:
             value = self.context.run(self.function, *self.args, **self.kwargs)
             if hasattr(type(value), "__await__"):
@@ -87,19 +91,20 @@ class ThreadPool:
         self._threads: list[Thread] = []
         self._hold: Callable[[int], None] | None = getattr(loop, "hold_clock", None)  # virtual time waits for threads
 
-    async def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    async def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function in a thread. The caller holds a place of the bulkhead."""
-        future = self._loop.create_future()
+        if self._busy >= self._staying:
+            self._start_thread()  # where the system has no more, this raises, and nothing was handed over
+        job = Job(copy_context(), function, args, kwargs, self._loop.create_future())
         self._busy += 1
         if self._hold is not None:
             self._hold(1)
-        self._jobs.put(Job(copy_context(), function, args, kwargs, future))
-        if self._busy > self._staying:
-            self._start_thread()
+        self._jobs.put(job)
         try:
-            return await future
+            return await job.future
         except BaseException:
-            if future.cancel() or future.cancelled():  # the caller left; the thread goes on, and keeps the place
+            if not job.ended:  # the caller leaves; the thread goes on, and keeps the place
+                job.left = True
                 self._bulkhead.keep()
             raise
 
@@ -117,12 +122,11 @@ class ThreadPool:
         return tuple(thread.name for thread in self._threads if thread.is_alive())
 
     def _start_thread(self) -> None:
+        thread = Thread(target=self._work, name=f"{self._name}-{self._made + 1}", daemon=True)
+        thread.start()
         self._made += 1
         self._staying += 1
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
-        thread = Thread(target=self._work, name=f"{self._name}-{self._made}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        self._threads = [*(thread for thread in self._threads if thread.is_alive()), thread]
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -143,8 +147,11 @@ class ThreadPool:
             self._busy -= 1
             if self._hold is not None:
                 self._hold(-1)
-            if job.future.cancelled():
+            job.ended = True
+            if job.left:
                 self._bulkhead.work_ended()
+            elif job.future.cancelled():
+                continue  # in this tick: the caller has not run yet, holds its place still, and gives it back itself
             elif job.error is not None:
                 job.future.set_exception(job.error)
             else:

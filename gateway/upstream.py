@@ -7,7 +7,7 @@ from asyncio import AbstractEventLoop, Task, current_task
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, unwrap
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, isroutine, unwrap
 from math import isinf
 from time import monotonic
 from types import MappingProxyType
@@ -105,8 +105,8 @@ class Declaration:
 class Upstream:
     """A service you do not trust. Made by `Gateway.upstream(name, policy=...)`.
 
-        @ratings.operation(idempotent=True, fallback=[LastGood(max_age=300)])
-        async def user_ratings(user_id: str) -> tuple[Rating, ...]: ...
+    @ratings.operation(idempotent=True, fallback=[LastGood(max_age=300)])
+    async def user_ratings(user_id: str) -> tuple[Rating, ...]: ...
     """
 
     def __init__(self, name: str, policy: Policy, owner: Owner) -> None:
@@ -146,7 +146,7 @@ class Upstream:
         identity: Callable[[], Hashable] | None = None,
         timeout: TimeoutPolicy | None = None,
     ) -> Declaration: ...
-    def operation(self, function: Any = None, /, **declared: Any) -> Any:
+    def operation(self, function: Any = None, **declared: Any) -> Any:
         """Register a function, async or plain, as one thing you ask of this upstream. A decorator.
 
         `idempotent`: True, it may be repeated; False, it must not; not said: only what was not sent is repeated.
@@ -171,7 +171,7 @@ class Upstream:
     def __iter__(self) -> Iterator[Operation[..., Any]]:
         return iter(tuple(self._operations.values()))
 
-    def _register(self, function: Any, declared: Declaration) -> Operation[..., Any]:  # noqa: ANN401 - any function
+    def _register(self, function: Any, declared: Declaration) -> Operation[..., Any]:
         plain = function.__func__ if isinstance(function, classmethod) else function
         name = declared.name or getattr(plain, "__name__", "")
         field = f"{self.name}.{name or repr(function)}"
@@ -181,7 +181,9 @@ class Upstream:
         if name in self._operations:
             raise ConfigError(field, "an operation of that name is registered already", 'give another name="..."')
         if declared.idempotent not in {True, False, None}:
-            raise ConfigError(f"{field} idempotent", f"{declared.idempotent!r} is no claim", "give True, False or nothing")
+            raise ConfigError(
+                f"{field} idempotent", f"{declared.idempotent!r} is no claim", "give True, False or nothing"
+            )
         for kind in declared.refused:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise ConfigError(f"{field} refused", f"{kind!r} is not an exception type", "give a tuple of types")
@@ -204,7 +206,7 @@ class Upstream:
             operation.take_lane()
         return operation
 
-    def _in_thread(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> Awaitable[T]:  # noqa: ANN401
+    def _in_thread(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> Awaitable[T]:
         if self._workers is None:
             self._workers = self.gateway.workers(self.name, self.bulkhead, cast("AbstractEventLoop", self._bound_to))
         return self._workers.run(function, args, kwargs)
@@ -231,7 +233,7 @@ class Upstream:
         self.bulkhead.policy = policy.bulkhead  # last: it wakes waiters, who go by the rest
         self._warn()
 
-    def tune(self, **sections: Any) -> None:  # noqa: ANN401 - the sections of Policy
+    def tune(self, **sections: Any) -> None:
         """Replace sections of the policy: `tune(bulkhead=BulkheadPolicy(limit=40), fallback_timeout=0.2)`."""
         self.policy = self._policy.tuned(**sections)
 
@@ -310,7 +312,7 @@ class Upstream:
         lane = self._lanes.get(seconds)
         if lane is None:
             loop = cast("AbstractEventLoop", self._bound_to)
-            lane = self._lanes[seconds] = Lane(seconds, loop, self.clock)
+            lane = self._lanes[seconds] = Lane(seconds, loop, self.clock, self.gateway)
         return lane
 
     @property
@@ -360,17 +362,19 @@ def unwise(policy: Policy) -> Iterator[str]:
         )
 
 
-def check_function(field: str, function: Any) -> bool:  # noqa: ANN401 - whatever a user decorates
+def check_function(field: str, function: Any) -> bool:
     """Whether an operation's function is async; a ConfigError for what cannot be one."""
     if not callable(function):
         raise ConfigError(field, f"{function!r} is not a function", "decorate an async or a plain function")
     body = function.func if isinstance(function, partial) else function
-    if not hasattr(body, "__code__") and not isinstance(body, type) and hasattr(type(body), "__call__"):
-        body = type(body).__call__ if iscoroutinefunction(type(body).__call__) else body
+    if not isroutine(body) and not isinstance(body, type):
+        body = type(body).__call__  # an object that can be called
     if isasyncgenfunction(body) or isgeneratorfunction(body):
         raise ConfigError(field, "a generator gives many values, an operation one", "return a list, or what it yields")
     if iscoroutinefunction(body):
         return True
     if iscoroutinefunction(unwrap(body)):
-        raise ConfigError(field, "a plain function around an async one returns an awaitable", "make the wrapper `async def`")
+        raise ConfigError(
+            field, "a plain function around an async one returns an awaitable", "make the wrapper `async def`"
+        )
     return False

@@ -1,7 +1,7 @@
 """What happened lately, in O(1) a call and bounded memory.
 
-The rules are Resilience4j's: a time window has one bucket a second, aligned to whole seconds of the clock, and at second
-S holds what was recorded in seconds S - n + 1 to S; a count window is a ring of the last n calls.
+The rules are Resilience4j's: a time window has one bucket a second, aligned to whole seconds of the clock, and at
+second S holds what was recorded in seconds S - n + 1 to S; a count window is a ring of the last n calls.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import sleep
+from asyncio import Event, sleep
 from collections import deque
 from collections.abc import Awaitable, Callable
 from random import Random
@@ -20,7 +20,7 @@ class Faults:
         with Faults(user_ratings).error(ConnectionError()).delay(0.2).value([]):
             ...   # the first try fails, the second takes 0.2 s, the third gives [], the rest are the real function's
 
-    Each step is one try. Beyond the script the real function is called, unless a `chance` strikes; `seed` decides which.
+    Each step is one try. Beyond the script the real function is called, unless a `chance` strikes; `seed` says which.
     """
 
     def __init__(self, operation: Operation[..., Any], *, seed: int = 0) -> None:
@@ -31,10 +31,10 @@ class Faults:
         self._real: list[Callable[..., Awaitable[Any]]] = []
         self.tries = 0
 
-    def value(self, value: Any) -> Self:  # noqa: ANN401 - any value
+    def value(self, value: Any) -> Self:
         """The next try gives this."""
 
-        async def step(_args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        async def step(_args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
             return value
 
         return self._then(step)
@@ -42,7 +42,7 @@ class Faults:
     def error(self, error: Error) -> Self:
         """The next try raises this."""
 
-        async def step(_args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        async def step(_args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
             raise fresh(error)
 
         return self._then(step)
@@ -50,7 +50,7 @@ class Faults:
     def delay(self, seconds: float) -> Self:
         """The next try calls the real function after so many seconds."""
 
-        async def step(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        async def step(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             await sleep(seconds)
             return await self._real[-1](*args, **kwargs)
 
@@ -59,9 +59,8 @@ class Faults:
     def hang(self) -> Self:
         """The next try never ends by itself."""
 
-        async def step(_args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-            while True:
-                await sleep(3600.0)
+        async def step(_args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+            await Event().wait()
 
         return self._then(step)
 
@@ -88,7 +87,7 @@ class Faults:
         self._script.append(step)
         return self
 
-    async def _send(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - any operation
+    async def _send(self, *args: Any, **kwargs: Any) -> Any:
         self.tries += 1
         if self._script:
             return await self._script.popleft()(args, kwargs)

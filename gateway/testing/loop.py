@@ -1,7 +1,7 @@
 """An event loop whose time jumps to the next timer as soon as nothing else is left to do.
 
-Real loopback sockets and threads still work: while a thread of a gateway or of an executor runs, the clock stands still,
-and before a jump, open sockets get a moment of real time to deliver. The idea is trio's autojump clock.
+Real loopback sockets and threads still work: while a thread of a gateway or of an executor runs, the clock stands
+still, and before a jump, open sockets get a moment of real time to deliver. The idea is trio's autojump clock.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from math import ceil
 from time import monotonic
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar, TypeVarTuple, Unpack
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
@@ -53,15 +54,23 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Whether the clock stands still."""
         return self._threads > 0
 
-    def run_in_executor(self, executor: Executor | None, func: Callable[..., T], *args: Any) -> Future[T]:
+    def run_in_executor(self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts) -> Future[T]:
         """As ever; the clock stands still meanwhile."""
         future = super().run_in_executor(executor, func, *args)
         self.hold_clock(1)
         future.add_done_callback(lambda _: self.hold_clock(-1))
         return future
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109
+        """As ever; its threads end in real time, so `patience` limits the wait, and not the clock's own seconds."""
+        self.hold_clock(1)
+        try:
+            await super().shutdown_default_executor()
+        finally:
+            self.hold_clock(-1)
 
-class JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]  # the platform decides its class
+
+class JumpingSelector(selectors.DefaultSelector):
     """Where the loop would sleep until the next timer, it moves the clock."""
 
     def __init__(self, loop: VirtualTimeLoop) -> None:

@@ -1,4 +1,4 @@
-"""A pytest plugin: `@pytest.mark.virtual_time` runs an async test on a VirtualTimeLoop. Opt in with `pytest_plugins`."""
+"""A pytest plugin: `@pytest.mark.virtual_time` runs a test on a VirtualTimeLoop. Opt in with `pytest_plugins`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: Any) -> None:  # noqa: ANN401, ARG001
+def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: Any) -> None:  # noqa: ARG001
     """A test in virtual time is an asyncio test."""
     if not iscoroutinefunction(obj):
         return
