@@ -86,7 +86,7 @@ class Isolated:
 State = Closed | Open | HalfOpen | Isolated
 S = TypeVar("S", Closed, Open, HalfOpen, Isolated)
 UNCOUNTED = Isolated()
-"""The leave of a call that an unenforced circuit would have refused: nobody is ever in this state, so nothing counts."""
+"""The leave of a call that an unenforced circuit would have refused: no circuit is ever in it, so nothing counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

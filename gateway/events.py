@@ -70,9 +70,6 @@ class Listeners:
 
     def add(self, listener: Callable[[Any], object], kinds: tuple[type[Event], ...]) -> None:
         """Tell `listener` of these kinds of events from now on; none, or `Event`, means all of them."""
-        for kind in kinds:
-            if not (isinstance(kind, type) and issubclass(kind, Event)):
-                raise ConfigError("on", f"{kind!r} is not a kind of event", "give Event or one of its subclasses")
         for kind in KINDS:
             if (not kinds or issubclass(kind, kinds)) and listener not in self._of(kind):
                 self._put(kind, (*self._of(kind), listener))
@@ -97,6 +94,15 @@ class Listeners:
 
     def _put(self, kind: type[Event], listeners: tuple[Callable[[Any], object], ...]) -> None:
         setattr(self, SLOT[kind], listeners)
+
+
+def check_kinds(kinds: tuple[object, ...]) -> None:
+    """Raise a ConfigError for what is not a kind of event."""
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, Event)):
+            raise ConfigError(
+                "on", f"{kind!r} is not a kind of event", "write @gate.on(Event), or one of its subclasses"
+            )
 
 
 SLOT = {CallFinished: "call_finished", AttemptFailed: "attempt_failed", CircuitChanged: "circuit_changed"}

@@ -54,6 +54,8 @@ T = TypeVar("T")
 H = TypeVar("H", bound=Callable[..., Any])
 A = TypeVar("A", bound=Tier)
 CANCELLED = Outcome.CANCELLED  # module globals: reading a member through its class costs a descriptor call
+LONGEST = 300
+"""Characters of a foreign error that go into our message; the whole of it is the cause."""
 GRACE = 0.05
 """A try that was told to end, and ends later than this, in seconds, has overrun."""
 
@@ -104,8 +106,9 @@ class OperationSnapshot:
 class Operation(Generic[P, T]):
     """One thing you ask of an upstream. `await op(...)` gives the value, `await op.ask(...)` the `Answer`.
 
-    Raises what section "What is raised" of the guide says: a `Rejected` (never sent), a `Failed` or `Unknown` from the
-    upstream's own error, or the refusal as the function raised it.
+    Raises a `Rejected` (never sent), a `Failed` or `Unknown` from the upstream's own error, a refusal just as the
+    function raised it; TypeError or KeyNeeded for arguments that name no call, before anything is counted or sent;
+    GatewayClosed, WrongLoop.
     """
 
     def __init__(  # noqa: PLR0913 - each is a declaration of its own
@@ -183,23 +186,24 @@ class Operation(Generic[P, T]):
 
     async def _attempt(self, call: Call) -> T:
         """One try: a place in the pool, leave from the circuit, a limit on time, the world; and the verdict."""
-        upstream, now = self.upstream, call.at
+        upstream = self.upstream
         bulkhead, breaker = upstream.bulkhead, upstream.breaker
         if not bulkhead.acquire_nowait():
-            now = await self._queue(call)
+            await self._queue(call)
         try:
-            if now >= call.cutoff:  # a function that never suspends would be sent all the same
+            sent_at = call.at
+            if sent_at >= call.cutoff:  # a function that never suspends would be sent all the same
                 raise too_late()
-            circuit = breaker.enter(now)  # after the queue: no probe is spent on a caller who still waits
-            timer = self._lane.start(call.task, now, call.cutoff, call.outer)
-            outside = AMBIENT.set(timer)  # what the function calls inherits its end
+            circuit = breaker.enter(sent_at)  # after the queue: no probe is spent on a caller who still waits
+            timer = self._lane.start(call.task, sent_at, call.cutoff, call.outer)
+            outside = AMBIENT.set(timer)  # what the function calls in turn inherits this limit
             try:
                 call.attempts += 1
                 self.tally.attempts += 1
                 value = await self._send(*call.args, **call.kwargs)
             except BaseException as error:
                 leave(outside)
-                failure = self._failed(call, circuit, timer, now, error)
+                failure = self._failed(call, circuit, timer, error)
                 if failure is error:
                     raise
                 raise failure from failure.__cause__
@@ -207,8 +211,8 @@ class Operation(Generic[P, T]):
             call.at = ended_at = upstream.clock()
             if timer.stop() or ended_at > timer.at:
                 self.tally.overran += 1  # it comes late, but it is here
-            breaker.leave(circuit, ended_at, False, ended_at - now > breaker.slow_beyond)
-            self.latency.record(ended_at - now)
+            breaker.leave(circuit, ended_at, False, ended_at - sent_at > breaker.slow_beyond)
+            self.latency.record(ended_at - sent_at)
             return value
         finally:
             bulkhead.release()  # unless a thread took the place over: then its end gives it back
@@ -239,9 +243,9 @@ class Operation(Generic[P, T]):
         self.calls.add(call)
         return call
 
-    async def _queue(self, call: Call) -> float:
-        """Wait for a place; the instant it was given. An open circuit rejects before anyone queues."""
-        upstream = self.upstream
+    async def _queue(self, call: Call) -> None:
+        """Wait for a place. An open circuit rejects before anyone queues."""
+        upstream, asked_at = self.upstream, call.at
         upstream.breaker.check()
         queued = True
         try:
@@ -250,18 +254,17 @@ class Operation(Generic[P, T]):
             queued = full.reason != "queue_full"
             raise
         finally:
-            now = upstream.clock()
+            call.at = upstream.clock()
             if queued:
-                call.waited += now - call.at
-                upstream.waits.record(now - call.at)
-        return now
+                call.waited += call.at - asked_at
+                upstream.waits.record(call.at - asked_at)
 
-    def _failed(self, call: Call, circuit: State, timer: Timer, sent_at: float, error: BaseException) -> BaseException:
+    def _failed(self, call: Call, circuit: State, timer: Timer, error: BaseException) -> BaseException:
         """A try that gave no value: the verdict to the circuit, and what to raise (`error` itself, or our own)."""
         upstream, breaker = self.upstream, self.upstream.breaker
         timed_out = timer.stop_on(error)
         now = upstream.clock()
-        took = now - sent_at
+        took = now - call.at
         if timer.fired_at is not None and now - timer.fired_at > GRACE:
             self.tally.overran += 1
         outcome, not_sent = self._judge(call, timer, timed_out, error)
@@ -278,7 +281,7 @@ class Operation(Generic[P, T]):
         breaker.leave(circuit, now, True if evidence else None, took > breaker.slow_beyond)
         if outcome is CANCELLED:
             return error
-        failure = self._failure(call, timer, outcome, timed_out, took, error)
+        failure = self._failure(call, outcome, timer if timed_out else None, took, error)
         call.outcome, call.failure, call.not_sent = outcome, failure, not_sent
         if upstream.listeners.attempt_failed:
             event = AttemptFailed(
@@ -319,29 +322,22 @@ class Operation(Generic[P, T]):
         except Exception:  # noqa: BLE001 - a classifier that raises has not classified: the failure stays one
             return None
 
-    def _failure(  # noqa: PLR0913 - what there is to say of a failed try
-        self,
-        call: Call,
-        timer: Timer,
-        outcome: Outcome,
-        timed_out: bool,  # noqa: FBT001 - private
-        took: float,
-        error: BaseException,
+    def _failure(
+        self, call: Call, outcome: Outcome, limit: Timer | None, took: float, error: BaseException
     ) -> GatewayError:
-        """Our own fresh error: one that users store and raise again would grow with every call."""
+        """Our own fresh error: one that users store and raise again would grow with every call. `limit`: it fired."""
         where = f"{self.upstream.name}.{self.name}"
-        timeout = timed_out or isinstance(error, TimeoutError)
+        timeout = limit is not None or isinstance(error, TimeoutError)
         kind: type[GatewayError]
         if outcome is Outcome.UNKNOWN:
             kind = UnknownTimeout if timeout else Unknown
         else:
             kind = FailedTimeout if timeout else Failed
-        if timed_out:
+        if limit is not None:
             failure = kind(f"{where}: no answer within {took:.3f} s")
-            failure.waited_for = "deadline" if timer.nearer else "attempt"
+            failure.waited_for = "deadline" if limit.nearer else "attempt"
         else:
-            failure = kind(f"{where}: {error!r}")
-            failure.waited_for = getattr(error, "waited_for", None)
+            failure = kind(f"{where}: {told(error)}")
         failure.upstream, failure.operation, failure.attempts = self.upstream.name, self.name, call.attempts
         failure.outcome = outcome
         failure.retry_after = getattr(error, "retry_after", None)
@@ -600,6 +596,15 @@ def classified(
         return value
 
     return send_and_judge
+
+
+def told(error: BaseException) -> str:
+    """An error in a message: short, whatever its `repr` does."""
+    try:
+        text = repr(error)
+    except Exception:  # noqa: BLE001 - a broken __repr__ must not replace the error
+        text = type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def too_late() -> DeadlineExceeded:

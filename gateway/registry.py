@@ -84,6 +84,7 @@ class Gateway:
 
     def on(self, *kinds: type[events.Event]) -> Callable[[L], L]:
         """Tell a function of these kinds of events (all, if none is named). A decorator; gives the function back."""
+        events.check_kinds(kinds)
 
         def add(listener: L) -> L:
             self.listeners.add(listener, kinds)
@@ -99,8 +100,7 @@ class Gateway:
 
     async def open(self) -> None:
         """Open on the running loop; nothing happens if it is open there already. Raises WrongLoop."""
-        if self._closing is not None:
-            await self._closing.wait()
+        await self._being_closed()
         self._closed = False
         self._open_here()
 
@@ -110,8 +110,7 @@ class Gateway:
         Then threads are joined for at most `join_for` seconds; gives the names of those that are stuck (they cannot be
         stopped, and do not keep the process alive). Calls from now on raise GatewayClosed.
         """
-        if self._closing is not None:
-            await self._closing.wait()
+        if await self._being_closed():
             return ()
         self._closed = True
         if self._loop is None or self._loop.is_closed():
@@ -159,6 +158,14 @@ class Gateway:
     def workers(self, name: str, bulkhead: Bulkhead, loop: AbstractEventLoop) -> Workers:
         """Threads for an upstream."""
         return ThreadPool(name, bulkhead, loop)
+
+    async def _being_closed(self) -> bool:
+        """Whether it was being closed; it is, now."""
+        closing = self._closing
+        if closing is None or self._loop is not get_running_loop():
+            return False
+        await closing.wait()
+        return True
 
     def _open_here(self) -> None:
         loop = get_running_loop()
