@@ -1,0 +1,79 @@
+# Everything starts here. A target sets up what it needs: a virtual environment with the versions of constraints.txt.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install --constraint constraints.txt
+
+# Layers 0 to 4 and the tiers: what coverage holds at 100 % of branches.
+comma := ,
+space := $(subst ,, )
+PARTS := outcome policy context lane call window counts arguments bulkhead breaker retry coalesce events operation upstream
+CORE := $(subst $(space),$(comma),$(PARTS:%=gateway/%.py) fallbacks/answer.py fallbacks/chain.py fallbacks/tiers.py fallbacks/last_good.py)
+
+# Two stamps, since the demo needs no tools. An environment whose Python is gone is made anew.
+RUN := $(VENV)/.run
+DEV := $(VENV)/.dev
+GONE := $(shell $(BIN)/python -c "" 2>/dev/null || echo gone)
+
+.PHONY: help demo test check format coverage mutation clean gone
+.DELETE_ON_ERROR:
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo 'PYTHON=python3.12 takes another Python, VENV=.venv312 another environment.'
+
+demo: $(RUN)  ## Run the movie catalog (ARGS="..." goes to `gateway demo`); Ctrl-C ends it
+	@exec $(BIN)/gateway demo $(ARGS)
+
+test: $(DEV)  ## Run the tests (ARGS="..." goes to pytest)
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(DEV)  ## Lint, format, types, architecture
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+format: $(DEV)  ## Format the code, and mend what ruff can mend
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+coverage: $(DEV)  ## Measure the tests: all of it, then the core, which must be at 100 % of branches
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -q $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
+	@$(BIN)/coverage report --include=$(CORE) --fail-under=100
+
+mutation: $(DEV)  ## Break bulkhead.py and breaker.py in every way the tool knows, and list what no test noticed
+	@$(BIN)/mutmut run $(ARGS)
+	@$(BIN)/mutmut results
+	@$(BIN)/mutmut export-cicd-stats && cat mutants/mutmut-cicd-stats.json
+
+clean:  ## Remove the environments and all that the tools leave
+	rm -rf .venv* build dist mutants htmlcov .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUN): pyproject.toml constraints.txt $(GONE)
+	@echo "Setting up $(VENV) (once, and again when pyproject.toml or constraints.txt change) ..."
+	@$(if $(GONE),$(NEW_VENV))
+	@$(PIP) hatchling editables
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): $(RUN)
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+gone:
+
+define NEW_VENV
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not one: make PYTHON=python3.12 ..." >&2; exit 1; }; \
+$(PYTHON) -m venv --clear $(VENV) || { \
+	echo "'$(PYTHON)' cannot make a virtual environment (on Debian: apt install python3-venv)" >&2; exit 1; }
+endef
