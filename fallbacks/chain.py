@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from inspect import iscoroutine, iscoroutinefunction
+from inspect import iscoroutinefunction
 from typing import Any
 
 import msgspec
 
-from fallbacks.answer import Answer, Question, Tier
+from fallbacks.answer import Answer, Question, Source, Tier
 
 Scope = Callable[[float], AbstractContextManager[object]]
 """Makes an instant the ambient deadline, for tiers that call other upstreams."""
@@ -52,9 +52,7 @@ class Fallback:
                 question = msgspec.structs.replace(question, now=question.now + passed)
                 began += passed
             try:
-                answer = tier.answer(question)
-                if answer is not None and type(answer) is not Answer:
-                    answer = await self._wait_for(place, tier, answer, question)
+                answer = await self._ask(place, tier, question)
             except Exception as error:  # noqa: BLE001 - whatever it raises, the next tier is asked
                 self.failed += 1
                 question.error.add_note(f"{name_of(tier)} failed: {error!r}")
@@ -68,6 +66,16 @@ class Fallback:
                     return answer
                 question.error.add_note(f"{name_of(tier)} had no answer")
         return None
+
+    async def _ask(self, place: int, tier: Tier, question: Question) -> Answer[Any] | None:
+        answer = tier.answer(question)
+        if answer is not None and type(answer) is not Answer:
+            answer = await self._wait_for(place, tier, answer, question)
+        if answer is None:
+            return None
+        if type(answer.source) is not Source:
+            raise TypeError(f"{answer.source!r} is no Source")
+        return answer if answer.degraded else degraded(answer, question)
 
     async def _wait_for(self, place: int, tier: Tier, promise: object, question: Question) -> Answer[Any] | None:
         if not isinstance(promise, Awaitable):
@@ -113,10 +121,17 @@ def name_of(tier: Tier) -> str:
     return getattr(tier, "name", None) or type(tier).__name__
 
 
+def degraded(answer: Answer[Any], question: Question) -> Answer[Any]:
+    """A tier's answer that does not say what it stands in for."""
+    source = Source.HANDLER if answer.source is Source.LIVE else answer.source
+    return msgspec.structs.replace(answer, source=source, error=question.error)
+
+
 def dismiss(promise: object) -> None:
     """Close a coroutine that will not be awaited, so that Python does not complain of it."""
-    if iscoroutine(promise):
-        promise.close()
+    close = getattr(promise, "close", None)
+    if close is not None:
+        close()
 
 
 def left() -> bool:

@@ -73,7 +73,7 @@ class LastGood:
         "store_errors",
     )
 
-    def __init__(  # noqa: PLR0913 - each is a knob of its own
+    def __init__(
         self,
         *,
         max_age: float = 3600.0,
@@ -114,7 +114,9 @@ class LastGood:
         return self._store is not None
 
     def remember(self, key: Hashable, value: Any, now: float) -> None:
-        """Keep a live value; memory at once, the store behind."""
+        """Keep a live value; memory at once, the store behind. A call without a key is nobody's: it is not kept."""
+        if key is None:
+            return
         kind = type(value)
         if kind in ATOMS:
             entry = (value, now, len(value) if kind is str or kind is bytes else ATOM_SIZE, True)
@@ -146,6 +148,13 @@ class LastGood:
         """Wait until what is to be written behind is written."""
         if self._writer is not None and self._writer.get_loop() is asyncio.get_running_loop():
             await asyncio.wait({self._writer})
+
+    def stop_writing(self) -> None:
+        """Give up what is still to be written behind."""
+        if self._writer is not None:
+            self._writer.cancel()
+        self.dropped_writes += len(self._pending)
+        self._pending.clear()
 
     def _put(self, key: Hashable, entry: Entry) -> None:
         entries = self._entries

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from inspect import isawaitable
+from collections.abc import Awaitable, Callable, Generator
+from inspect import isawaitable, iscoroutine
 from typing import Any, Protocol
 
 from fallbacks.answer import Answer, Question, Source
@@ -46,12 +46,27 @@ class Handler:
         """What the function makes of it, at once or in a while."""
         value = self._function(question.error, *question.args, **question.kwargs)
         if isawaitable(value):
-            return self._later(value, question)
+            return Later(value, question)
         return Answer(value, Source.HANDLER, 0.0, question.error)
 
-    @staticmethod
-    async def _later(value: Awaitable[Any], question: Question) -> Answer[Any]:
-        return Answer(await value, Source.HANDLER, 0.0, question.error)
+
+class Later:
+    """What an async handler will answer. Await it, or close it."""
+
+    __slots__ = ("_question", "_value")
+
+    def __init__(self, value: Awaitable[Any], question: Question) -> None:
+        self._value = value
+        self._question = question
+
+    def __await__(self) -> Generator[Any, None, Answer[Any]]:
+        value = yield from self._value.__await__()
+        return Answer(value, Source.HANDLER, 0.0, self._question.error)
+
+    def close(self) -> None:
+        """Nobody will await it."""
+        if iscoroutine(self._value):
+            self._value.close()
 
 
 def handler(function: Callable[..., Any], *, timeout: float | None = None, after_unknown: bool = False) -> Handler:

@@ -82,7 +82,7 @@ class Keys:
     a ContextVar's `get`), is mixed into every key, so that nobody is answered with what was somebody else's.
     """
 
-    __slots__ = ("_identity", "_key", "_names", "_parameters", "_tails", "_where", "method")
+    __slots__ = ("_identity", "_key", "_names", "_names_of_one", "_parameters", "_tails", "_where", "method")
 
     def __init__(
         self,
@@ -95,6 +95,7 @@ class Keys:
     ) -> None:
         self._where = f"{upstream!r}.{operation!r}"
         self._names: dict[tuple[type, ...], tuple[str]] = {}  # how a key begins, by the types of plain arguments
+        self._names_of_one: dict[type, tuple[str]] = {}
         self._parameters = parameters
         self._tails = parameters.tails
         self._key = key
@@ -103,6 +104,8 @@ class Keys:
 
     def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """The key of a call. Raises KeyNeeded where there is none."""
+        if len(args) == 1 and not kwargs and (name := self._names_of_one.get(type(args[0]))) is not None:
+            return name + args  # the commonest call of all
         if self._key is not None:
             key = self._by_user(self._key, args, kwargs)
         else:
@@ -121,6 +124,8 @@ class Keys:
             name = (f"{self._where}({', '.join(kind.__name__ for kind in types)})",)
             if len(self._names) < SHAPES_KEPT:
                 self._names[types] = name
+                if len(types) == 1 and self._identity is None:
+                    self._names_of_one[types[0]] = name
             return name + values
         try:
             return (self._where, *(canonical(value) for value in values))

@@ -31,6 +31,8 @@ from gateway.outcome import CircuitOpen
 from gateway.policy import BreakerPolicy
 from gateway.window import CountWindow, TimeWindow, Window
 
+ALMOST_ONE = 1 - 1e-9
+"""Shares this near are equal: a threshold of 35.2 / 100 is, as a float, above the 44 failures of 125 that it means."""
 StateName = Literal["closed", "open", "half_open", "isolated"]
 OnChange = Callable[[StateName, StateName, float], None]
 
@@ -296,7 +298,8 @@ class CircuitBreaker:
 
     def _at(self, now: float) -> State:
         """The state as of now: what was due happens, each at the instant it was due."""
-        while (due := self._due_at()) - now <= HALF_MICROSECOND:
+        while (ends_at := self._ends_at()) - now <= HALF_MICROSECOND:
+            due = round(ends_at, 6)  # to the microsecond, else the roundings of many rounds would add up
             state = self._state
             if type(state) is Open:
                 self._half_open(state, due)
@@ -306,7 +309,7 @@ class CircuitBreaker:
                 self._skip_idle_rounds(self._open(due, state.in_a_row + 1), now)
         return self._state
 
-    def _due_at(self) -> float:
+    def _ends_at(self) -> float:
         """When the state ends by itself; inf if it does not."""
         state = self._state
         if type(state) is HalfOpen:
@@ -316,10 +319,11 @@ class CircuitBreaker:
     def _skip_idle_rounds(self, state: Open, now: float) -> None:
         """Nobody looked for long, and open and half-open took turns: pass over whole rounds, however many."""
         policy, opening = self._policy, self._opening(state.in_a_row)
+        if not policy.auto_half_open or state.until > now or opening != self._opening(state.in_a_row + 1):
+            return  # it does not leave by itself, not yet, or it still grows
         rounds = int((now - state.until) / (opening + policy.max_half_open))
-        if policy.auto_half_open and rounds > 0 and opening == self._opening(state.in_a_row + 1):  # it grows no more
-            state.until += rounds * (opening + policy.max_half_open)
-            state.in_a_row += rounds
+        state.until += rounds * (opening + policy.max_half_open)
+        state.in_a_row += rounds
 
     def _ends_well(self, state: HalfOpen) -> bool:
         return (state.seen_alive and not state.window.failures) or self._policy.after_max_half_open == "closed"
@@ -364,7 +368,8 @@ class CircuitBreaker:
         window, policy = state.window, self._policy
         if window.calls < self._least(state):
             return
-        if window.failures / window.calls >= policy.failure_rate or window.slow / window.calls >= policy.slow_rate:
+        failed, slow = window.failures / window.calls, window.slow / window.calls
+        if failed >= policy.failure_rate * ALMOST_ONE or slow >= policy.slow_rate * ALMOST_ONE:
             self._open(now, state.in_a_row + 1 if type(state) is HalfOpen else 1)
         elif type(state) is HalfOpen:
             self._become(Closed(self._new_window(now)), now)
@@ -392,7 +397,7 @@ class CircuitBreaker:
 
     def _half_open(self, state: Open, now: float) -> HalfOpen:
         policy = self._policy
-        return self._become(HalfOpen(policy.probes, now + policy.max_half_open, state.in_a_row), now)
+        return self._become(HalfOpen(int(policy.probes), now + policy.max_half_open, state.in_a_row), now)
 
     def _become(self, state: S, at: float) -> S:
         before, self._state = self._state, state

@@ -77,7 +77,7 @@ class Listeners:
     def remove(self, listener: Callable[[Any], object]) -> None:
         """Tell it no more."""
         for kind in KINDS:
-            self._put(kind, tuple(one for one in self._of(kind) if one is not listener))
+            self._put(kind, tuple(one for one in self._of(kind) if one != listener))
 
     def tell(self, listeners: tuple[Callable[[Any], object], ...], event: Event) -> None:
         """Tell each of them."""

@@ -78,7 +78,7 @@ class Lane:
     def _start_own(self, task: Task[Any], at: float, outer: Ambient | None) -> Timer:
         timer = Timer(at, self, task, task.cancelling(), self._own, nearer=True)
         self._own[timer] = None
-        if not isinstance(outer, Timer) or outer.task is not task or outer.at != at:
+        if not isinstance(outer, Timer) or outer.task is not task or outer.at != at or outer.fired_at is not None:
             timer.handle = self._loop.call_at(at, self._fire_own, timer)
         # else the call that this one is made in ends at the same instant: its timer serves both, and is surely first
         return timer

@@ -11,6 +11,7 @@ from asyncio import CancelledError, Task, current_task, sleep
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial, update_wrapper
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from fallbacks.answer import LIVE, Answer, Question, Source, Tier
@@ -36,6 +37,7 @@ from gateway.outcome import (
     Rejected,
     Unknown,
     UnknownTimeout,
+    retry_after_of,
 )
 from gateway.policy import Policy, TimeoutPolicy
 
@@ -65,6 +67,7 @@ class Host(Protocol):
 
     name: str
     loop: object
+    thread: int
     clock: Clock
     bulkhead: Bulkhead
     breaker: CircuitBreaker
@@ -77,7 +80,7 @@ class Host(Protocol):
         """The gateway it belongs to."""
         ...
 
-    def task_here(self) -> Task[Any]:
+    def task_here(self, operation: str) -> Task[Any]:
         """The current task, after opening the gateway on its loop if need be; raises if it cannot be."""
         ...
 
@@ -111,7 +114,7 @@ class Operation(Generic[P, T]):
     GatewayClosed, WrongLoop.
     """
 
-    def __init__(  # noqa: PLR0913 - each is a declaration of its own
+    def __init__(
         self,
         upstream: Host,
         policy: Policy,
@@ -145,7 +148,7 @@ class Operation(Generic[P, T]):
         self._own_timeout = timeout
         self._lane: Lane  # from `take_lane`, once a loop is known
         self._fallback = Fallback((), scope=self._scope)
-        self._memories: tuple[Any, ...] = ()
+        self._memories: tuple[Callable[[Hashable | None, Any, float], object], ...] = ()
         self.use(policy, self.timeout_under(policy))
         for tier in fallback:
             self._add(tier)
@@ -200,13 +203,13 @@ class Operation(Generic[P, T]):
             try:
                 call.attempts += 1
                 self.tally.attempts += 1
+                if call.failure is not None:
+                    self.tally.retries += 1
                 value = await self._send(*call.args, **call.kwargs)
             except BaseException as error:
                 leave(outside)
-                failure = self._failed(call, circuit, timer, error)
-                if failure is error:
-                    raise
-                raise failure from failure.__cause__
+                self._failed(call, circuit, timer, error)  # raises our own error, unless the function's is to stand
+                raise
             AMBIENT.reset(outside)
             call.at = ended_at = upstream.clock()
             if timer.stop() or ended_at > timer.at:
@@ -228,8 +231,8 @@ class Operation(Generic[P, T]):
             self._arguments.check(args, kwargs)
         upstream = self.upstream
         task = current_task(upstream.loop)  # type: ignore[arg-type]  # naming the loop spares Python 3.11 a getpid()
-        if task is None:
-            task = upstream.task_here()
+        if task is None or get_ident() != upstream.thread:
+            task = upstream.task_here(self.name)
         now = upstream.clock()
         deadline = now + self._call_for
         outer = AMBIENT.get()
@@ -259,51 +262,42 @@ class Operation(Generic[P, T]):
                 call.waited += call.at - asked_at
                 upstream.waits.record(call.at - asked_at)
 
-    def _failed(self, call: Call, circuit: State, timer: Timer, error: BaseException) -> BaseException:
-        """A try that gave no value: the verdict to the circuit, and what to raise (`error` itself, or our own)."""
+    def _failed(self, call: Call, circuit: State, timer: Timer, error: BaseException) -> None:
+        """A try that gave no value: the verdict to the circuit; raises our own error, unless the function's stands."""
         upstream, breaker = self.upstream, self.upstream.breaker
         timed_out = timer.stop_on(error)
         now = upstream.clock()
         took = now - call.at
         if timer.fired_at is not None and now - timer.fired_at > GRACE:
             self.tally.overran += 1
-        outcome, not_sent = self._judge(call, timer, timed_out, error)
-        if outcome is Outcome.REFUSED:
+        call.outcome, call.not_sent = self._judge(call, timer, timed_out, error)
+        ran_long = took + HALF_MICROSECOND >= self._evidence_after
+        slow = took > breaker.slow_beyond
+        if call.outcome is CANCELLED:
+            breaker.leave(circuit, now, True if ran_long and ended_from_above(call, error) else None, slow)
+            call.error = error
+        elif call.outcome is Outcome.REFUSED:
             breaker.leave_refused(circuit, now)
-            call.outcome = outcome
             call.error = Refused(error.value) if isinstance(error, Judged) else error
-            return call.error
-        if outcome is CANCELLED:
-            evidence = ended_from_above(call, error) and took + HALF_MICROSECOND >= self._evidence_after
+            if call.error is not error:
+                raise call.error from None
         else:
-            cut = timed_out and timer.nearer
-            evidence = not cut or took + HALF_MICROSECOND >= self._evidence_after
-        breaker.leave(circuit, now, True if evidence else None, took > breaker.slow_beyond)
-        if outcome is CANCELLED:
-            return error
-        failure = self._failure(call, outcome, timer if timed_out else None, took, error)
-        call.outcome, call.failure, call.not_sent = outcome, failure, not_sent
-        if upstream.listeners.attempt_failed:
-            event = AttemptFailed(
-                upstream=upstream.name,
-                at=now,
-                operation=self.name,
-                attempt=call.attempts,
-                outcome=outcome,
-                error=failure,
-                duration=took,
-            )
-            upstream.listeners.tell(upstream.listeners.attempt_failed, event)
-        return failure
+            cut = timer.nearer and timer.fired_at is not None  # by a deadline nearer than a try of this upstream has
+            breaker.leave(circuit, now, None if cut and not ran_long else True, slow)
+            call.failure = self._failure(call, timer if timed_out else None, took, error)
+            if upstream.listeners.attempt_failed:
+                self._tell_failed(call, now, took)
+            raise call.failure from call.failure.__cause__
 
     def _judge(self, call: Call, timer: Timer, timed_out: bool, error: BaseException) -> tuple[Outcome, bool]:  # noqa: FBT001
         """The outcome of a try that raised, and whether it certainly had no effect."""
         usual = Outcome.UNKNOWN if self.idempotent is False else Outcome.FAILED
         if timed_out:
             return usual, False
+        if call.task.cancelling() > timer.cancelling:  # the caller left, whatever the function made of that
+            return CANCELLED, False
         if not isinstance(error, Exception):
-            left = not isinstance(error, CancelledError) or call.task.cancelling() > timer.cancelling
-            return (CANCELLED if left else usual), False
+            return (usual if isinstance(error, CancelledError) else CANCELLED), False
         outcome = error.outcome if isinstance(error, Judged) else self._classified(error)
         if outcome in JUDGEMENTS:
             return outcome, outcome is Outcome.FAILED
@@ -315,21 +309,17 @@ class Operation(Generic[P, T]):
 
     def _classified(self, error: Exception) -> Outcome | None:
         """What the user's `classify=` makes of an error; None where it does not say, or raises."""
-        if self._classify is None:
-            return None
         try:
-            return self._classify(error)
+            return None if self._classify is None else judgement(self._classify(error))
         except Exception:  # noqa: BLE001 - a classifier that raises has not classified: the failure stays one
             return None
 
-    def _failure(
-        self, call: Call, outcome: Outcome, limit: Timer | None, took: float, error: BaseException
-    ) -> GatewayError:
+    def _failure(self, call: Call, limit: Timer | None, took: float, error: BaseException) -> GatewayError:
         """Our own fresh error: one that users store and raise again would grow with every call. `limit`: it fired."""
         where = f"{self.upstream.name}.{self.name}"
         timeout = limit is not None or isinstance(error, TimeoutError)
         kind: type[GatewayError]
-        if outcome is Outcome.UNKNOWN:
+        if call.outcome is Outcome.UNKNOWN:
             kind = UnknownTimeout if timeout else Unknown
         else:
             kind = FailedTimeout if timeout else Failed
@@ -339,10 +329,22 @@ class Operation(Generic[P, T]):
         else:
             failure = kind(f"{where}: {told(error)}")
         failure.upstream, failure.operation, failure.attempts = self.upstream.name, self.name, call.attempts
-        failure.outcome = outcome
-        failure.retry_after = getattr(error, "retry_after", None)
+        failure.retry_after = retry_after_of(error)
         failure.__cause__ = None if isinstance(error, Judged) else error
         return failure
+
+    def _tell_failed(self, call: Call, now: float, took: float) -> None:
+        listeners, failure = self.upstream.listeners, cast("GatewayError", call.failure)
+        event = AttemptFailed(
+            upstream=self.upstream.name,
+            at=now,
+            operation=self.name,
+            attempt=call.attempts,
+            outcome=call.outcome,
+            error=failure,
+            duration=took,
+        )
+        listeners.tell(listeners.attempt_failed, event)
 
     def _pause(self, call: Call, error: Exception) -> float | None:
         """How long to wait before the next try; None: no next try."""
@@ -350,35 +352,35 @@ class Operation(Generic[P, T]):
         if failure is not error or not (self.idempotent or call.not_sent):
             return None
         left = call.cutoff - self.upstream.clock()
-        pause = self.upstream.retry.pause(call.attempts, failure.__cause__ or failure, call.outcome, left)
-        if pause is not None:
-            self.tally.retries += 1
-        return pause
+        return self.upstream.retry.pause(call.attempts, failure.__cause__ or failure, call.outcome, left)
 
     async def _fall_back(self, call: Call, error: Exception) -> Answer[T]:
         """The tiers' answer, or the error of the call."""
-        if error is call.error:
-            raise error  # refused: an answer too, and not ours to replace
-        if isinstance(error, Rejected):
-            error = self._rejection(call, error)
-        call.error = error
-        upstream = self.upstream
-        if self._fallback.tiers:
-            question = Question(
-                self._key_or_none(call),
-                call.args,
-                call.kwargs,
-                error,
-                upstream.clock(),
-                call.deadline,
-                call.outcome,
-                self.idempotent,
-                call.not_sent or call.outcome is Outcome.REJECTED,
-            )
-            answer = await self._fallback.answer(question)
-            if answer is not None:
-                return answer
-        raise error
+        try:
+            if error is call.error:
+                raise error  # refused, which is an answer too, or the caller has left
+            if isinstance(error, Rejected):
+                error = self._rejection(call, error)
+            call.error = error
+            answer = await self._fallback.answer(self._question(call, error)) if self._fallback.tiers else None
+            if answer is None:
+                raise error
+            return answer
+        finally:
+            del error  # its traceback leads to this frame: a circle that only the garbage collector would undo
+
+    def _question(self, call: Call, error: Exception) -> Question:
+        return Question(
+            self._key_or_none(call),
+            call.args,
+            call.kwargs,
+            error,
+            self.upstream.clock(),
+            call.deadline,
+            call.outcome,
+            self.idempotent,
+            call.not_sent or call.outcome is Outcome.REJECTED,
+        )
 
     def _rejection(self, call: Call, rejected: Rejected) -> GatewayError:
         """The error of a call whose last try was rejected: that, unless an earlier one was sent."""
@@ -391,7 +393,7 @@ class Operation(Generic[P, T]):
 
     def _key_or_none(self, call: Call) -> Hashable | None:
         """The key for tiers that look but do not remember."""
-        if self._memories:
+        if call.key is not None:
             return call.key
         try:
             return self._keys.of(call.args, call.kwargs)
@@ -400,9 +402,9 @@ class Operation(Generic[P, T]):
 
     def _remember(self, call: Call, value: T) -> None:
         """Tell the tiers that remember. What goes wrong here is theirs: the answer is good."""
-        for memory in self._memories:
+        for remember in self._memories:
             try:
-                memory.remember(call.key, value, call.at)
+                remember(call.key, value, call.at)
             except Exception:
                 log.exception("%s.%s: the answer could not be remembered", self.upstream.name, self.name)
 
@@ -415,6 +417,8 @@ class Operation(Generic[P, T]):
         self.tally.ended[ended] += 1
         if self.upstream.listeners.call_finished:
             self._tell_finished(call, ended)
+        if call.error is not None:
+            call.error = call.failure = None  # as in `_fall_back`: no circles
 
     def _tell_finished(self, call: Call, ended: str) -> None:
         listeners = self.upstream.listeners
@@ -479,7 +483,7 @@ class Operation(Generic[P, T]):
         """
         if fallback is None:
             return partial(self._add_function, timeout=timeout, after_unknown=after_unknown)
-        if hasattr(fallback, "answer"):
+        if hasattr(fallback, "answer") or not callable(fallback):
             self._add(fallback)
             return fallback
         return self._add_function(fallback, timeout=timeout, after_unknown=after_unknown)
@@ -506,7 +510,7 @@ class Operation(Generic[P, T]):
         self._fallback = Fallback((*old.tiers, tier), timeout=old.timeout, limit=old.limit, scope=self._scope)
         self._fallback.failed = old.failed
         self._reserve = self._fallback.reserve
-        self._memories = tuple(one for one in self.tiers if hasattr(one, "remember"))
+        self._memories = tuple(one.remember for one in self.tiers if hasattr(one, "remember"))
 
     # -- what the upstream tells it
 
@@ -570,6 +574,11 @@ class BoundOperation(Generic[P, T]):
         return self._operation.ask(self._instance, *args, **kwargs)
 
     @property
+    def operation(self) -> Operation[Any, T]:
+        """The operation itself, which takes the object as its first argument."""
+        return self._operation
+
+    @property
     def name(self) -> str:
         """The operation's name."""
         return self._operation.name
@@ -579,8 +588,18 @@ class BoundOperation(Generic[P, T]):
         """Its upstream."""
         return self._operation.upstream
 
+    @property
+    def timeout(self) -> TimeoutPolicy:
+        """The limits on time that hold for it."""
+        return self._operation.timeout
+
 
 JUDGEMENTS = frozenset({Outcome.REFUSED, Outcome.FAILED, Outcome.UNKNOWN})
+
+
+def judgement(said: Outcome | str | None) -> Outcome | None:
+    """What a classifier said, as an Outcome; ValueError for what is none."""
+    return None if said is None else Outcome(said)
 
 
 def classified(
@@ -590,7 +609,7 @@ def classified(
 
     async def send_and_judge(*args: Any, **kwargs: Any) -> T:
         value = await send(*args, **kwargs)
-        outcome = classify(value)
+        outcome = judgement(classify(value))
         if outcome in JUDGEMENTS:
             raise Judged(value, outcome)
         return value
@@ -617,11 +636,12 @@ def too_late() -> DeadlineExceeded:
 def ended_from_above(call: Call, error: BaseException) -> bool:
     """Whether the call that this one is made in ran out of time: to the upstream the same as its own deadline."""
     above = call.outer
-    return isinstance(above, Timer) and above.first and isinstance(error, CancelledError)
+    return isinstance(above, Timer) and above.first and isinstance(error, (CancelledError, Exception))
 
 
 def reaches(operation: object, target: object) -> bool:
     """Whether Alternates lead from one operation to another."""
+    operation = operation.operation if isinstance(operation, BoundOperation) else operation
     if operation is target:
         return True
     tiers: tuple[Tier, ...] = getattr(operation, "tiers", ())

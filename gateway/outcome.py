@@ -98,6 +98,14 @@ class UnknownTimeout(Unknown, TimeoutError):
     """Sent, no answer in time, and it may have taken effect."""
 
 
+def retry_after_of(error: BaseException) -> float | None:
+    """The seconds after which an error says to try again; None where it does not, or not in numbers."""
+    seconds = getattr(error, "retry_after", None)
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+        return None
+    return float(seconds)
+
+
 class Refused(Exception):
     """Raise it in an operation: the upstream is well and says no (404, validation). Reaches the caller untouched."""
 

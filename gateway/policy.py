@@ -17,6 +17,7 @@ from tenacity import RetryCallState, wait_random_exponential
 
 from gateway.outcome import ConfigError, UnknownName
 
+MICROSECOND = 1e-6
 Wait = Callable[[RetryCallState], float]
 Section = TypeVar("Section", bound="TimeoutPolicy | RetryPolicy | BulkheadPolicy | BreakerPolicy")
 
@@ -48,7 +49,10 @@ class TimeoutPolicy:
     def __post_init__(self) -> None:
         for name in ("call", "attempt", "connect", "read"):
             _above_zero(f"timeout.{name}", getattr(self, name))
-        _follow(self, "attempt", min(10.0, self.call))
+        reach = [limit for limit in (self.connect, self.read) if given(limit) and not isinf(limit)]
+        attempt = self.attempt if given(self.attempt) and not isinf(self.attempt) else max([10.0, *reach])
+        _follow(self, "call", max(20.0, attempt))
+        _follow(self, "attempt", min(attempt, self.call))
         _follow(self, "connect", min(3.0, self.attempt))
         _follow(self, "read", min(5.0, self.attempt))
         _not_longer("timeout.attempt", self.attempt, "timeout.call", self.call)
@@ -161,7 +165,7 @@ class BreakerPolicy:
         _share("breaker.slow_rate", self.slow_rate)
         if self.slow_after is not None:
             _above_zero("breaker.slow_after", self.slow_after)
-        _above_zero("breaker.open_for", self.open_for)
+        _at_least_a_microsecond("breaker.open_for", self.open_for)
         if not _number("breaker.open_factor", self.open_factor) >= 1:
             raise ConfigError("breaker.open_factor", f"{self.open_factor} would shorten each opening", "give 1 or more")
         _above_zero("breaker.open_cap", self.open_cap)
@@ -170,7 +174,7 @@ class BreakerPolicy:
             problem = f"{self.open_cap} is less than breaker.open_for, {self.open_for}"
             raise ConfigError("breaker.open_cap", problem, "give at least as much")
         _not_negative("breaker.open_jitter", self.open_jitter)
-        _above_zero("breaker.max_half_open", self.max_half_open)
+        _at_least_a_microsecond("breaker.max_half_open", self.max_half_open)
         if self.after_max_half_open not in {"open", "closed"}:
             problem = f"{self.after_max_half_open!r} is not a state it can become"
             raise ConfigError("breaker.after_max_half_open", problem, 'give "open" or "closed"')
@@ -260,6 +264,13 @@ def _number(name: str, value: object) -> float:
 def _above_zero(name: str, value: object) -> None:
     if not _number(name, value) > 0:
         raise ConfigError(name, f"{value} is not above 0", "give seconds above 0, or inf")
+
+
+def _at_least_a_microsecond(name: str, value: object) -> None:
+    """Instants are told apart to the microsecond: a shorter state would never be over."""
+    _above_zero(name, value)
+    if _number(name, value) < MICROSECOND:
+        raise ConfigError(name, f"{value} is shorter than a microsecond", f"give {MICROSECOND} or more")
 
 
 def _not_negative(name: str, value: object) -> None:

@@ -10,6 +10,7 @@ from time import monotonic
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
+from fallbacks.last_good import LastGood
 from gateway import events
 from gateway.bulkhead import Bulkhead
 from gateway.context import AMBIENT, clock_of
@@ -122,11 +123,12 @@ class Gateway:
         self._closing = closing = Event()
         for upstream in self:
             upstream.refuse()
+        here = current_task()  # a call that closes its own gateway does not wait for itself
         try:
-            await self._idle(drain_for)
+            await self._idle(drain_for, here)
         finally:
             try:
-                await self._cancel_the_rest(join_for)
+                await self._cancel_the_rest(join_for, here)
                 await self._flush(join_for)
                 stuck = await self._join_threads(join_for)
             finally:
@@ -143,7 +145,7 @@ class Gateway:
 
     # -- what its upstreams ask of it
 
-    def enter(self, upstream: str) -> None:
+    def enter(self, upstream: str, operation: str) -> None:
         """Be open on the running loop, or raise."""
         if self._closing is not None and get_running_loop() is self._loop:
             ambient = AMBIENT.get()
@@ -151,7 +153,7 @@ class Gateway:
                 return  # a call in flight may still make the calls it needs to finish
         if self._closed:
             closed = GatewayClosed("the gateway is closed; open() or `async with` opens it again")
-            closed.upstream = upstream
+            closed.upstream, closed.operation = upstream, operation
             raise closed
         self._open_here()
 
@@ -182,20 +184,19 @@ class Gateway:
     def _wrong_loop() -> WrongLoop:
         return WrongLoop("the gateway is open on another event loop; close it there, or use one gateway for each loop")
 
-    def _tasks(self) -> set[Task[Any]]:
+    def _tasks(self, here: Task[Any] | None) -> set[Task[Any]]:
         """The tasks of the calls in flight, save our own."""
-        here = current_task()
         return {call.task for up in self for operation in up for call in operation.calls if call.task is not here}
 
-    async def _idle(self, patience: float) -> None:
+    async def _idle(self, patience: float, here: Task[Any] | None) -> None:
         """Wait until no call but our own is in flight, at most this many seconds."""
         idle = Event()
 
         def look(_: events.CallFinished) -> None:
-            if not self._tasks():
+            if not self._tasks(here):
                 idle.set()
 
-        if self._tasks() and patience > 0:
+        if self._tasks(here) and patience > 0:
             self.listeners.add(look, (events.CallFinished,))
             try:
                 with suppress(TimeoutError):
@@ -204,20 +205,22 @@ class Gateway:
             finally:
                 self.listeners.remove(look)
 
-    async def _cancel_the_rest(self, patience: float) -> None:
-        for task in self._tasks():
+    async def _cancel_the_rest(self, patience: float, here: Task[Any] | None) -> None:
+        for task in self._tasks(here):
             task.cancel("the gateway was closed")
-        await self._idle(patience)
+        await self._idle(patience, here)
 
     async def _flush(self, patience: float) -> None:
-        """Let the tiers write what they have to write."""
-        flushes = [
-            tier.flush() for up in self for operation in up for tier in operation.tiers if hasattr(tier, "flush")
-        ]
-        with suppress(TimeoutError):
-            async with timeout(patience):
-                for flush in flushes:
-                    await flush
+        """Let the memories write behind what they still have to write."""
+        memories = [tier for up in self for operation in up for tier in operation.tiers if isinstance(tier, LastGood)]
+        try:
+            with suppress(TimeoutError):
+                async with timeout(patience):
+                    for memory in memories:
+                        await memory.flush()
+        finally:
+            for memory in memories:
+                memory.stop_writing()
 
     async def _join_threads(self, patience: float) -> tuple[str, ...]:
         workers = [workers for upstream in self if (workers := upstream.dismiss()) is not None]

@@ -6,6 +6,7 @@ first try that succeeds never enters tenacity.
 
 from __future__ import annotations
 
+import logging
 from math import isfinite
 from random import Random
 from types import SimpleNamespace
@@ -13,10 +14,13 @@ from typing import TYPE_CHECKING
 
 from tenacity import RetryCallState, wait_exponential, wait_random_exponential
 
-from gateway.outcome import Outcome
+from gateway.outcome import Outcome, retry_after_of
 
 if TYPE_CHECKING:
     from gateway.policy import RetryPolicy
+
+
+log = logging.getLogger("gateway")
 
 
 class Retry:
@@ -37,8 +41,12 @@ class Retry:
         policy = self.policy
         if outcome is not Outcome.FAILED or attempts >= policy.attempts:
             return None
-        pause = max(0.0, self._wait(attempts, error))
-        retry_after = getattr(error, "retry_after", None)
+        try:
+            pause = max(0.0, self._wait(attempts, error))
+        except Exception:
+            log.exception("RetryPolicy.wait raised: no retry")
+            return None
+        retry_after = retry_after_of(error)
         if retry_after is not None:
             if retry_after > policy.max_retry_after:
                 return None

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from inspect import iscoroutine
 from queue import SimpleQueue
-from threading import Thread
+from threading import TIMEOUT_MAX, Thread
 from time import monotonic
 from typing import Any
 
 from msgspec import Struct
 
 from gateway.bulkhead import Bulkhead
-from gateway.outcome import ConfigError
+from gateway.outcome import ConfigError, NotSent
 
 
 class Job(Struct, eq=False):
@@ -118,12 +118,15 @@ class ThreadPool:
         """Wait for dismissed threads, at most this many seconds; the names of those that are stuck. Blocks."""
         over_at = monotonic() + patience
         for thread in self._threads:
-            thread.join(max(0.0, over_at - monotonic()))
+            thread.join(min(max(0.0, over_at - monotonic()), TIMEOUT_MAX))
         return tuple(thread.name for thread in self._threads if thread.is_alive())
 
     def _start_thread(self) -> None:
         thread = Thread(target=self._work, name=f"{self._name}-{self._made + 1}", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise NotSent(f"the system has no thread for {self._name}") from error
         self._made += 1
         self._staying += 1
         self._threads = [*(thread for thread in self._threads if thread.is_alive()), thread]

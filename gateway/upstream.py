@@ -7,8 +7,9 @@ from asyncio import AbstractEventLoop, Task, current_task
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, isroutine, unwrap
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, isroutine, signature, unwrap
 from math import isinf
+from threading import get_ident
 from time import monotonic
 from types import MappingProxyType
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
@@ -54,7 +55,7 @@ class Owner(Protocol):
 
     listeners: Listeners
 
-    def enter(self, upstream: str) -> None:
+    def enter(self, upstream: str, operation: str) -> None:
         """Be open on the running loop, or raise."""
         ...
 
@@ -114,6 +115,7 @@ class Upstream:
         self.gateway = owner
         self.listeners = owner.listeners
         self.loop: object = NO_LOOP
+        self.thread = 0  # the one that runs the loop: another loop's current task is none of ours
         self.clock: Clock = monotonic
         self.waits = Histogram()
         self._policy = policy
@@ -136,6 +138,8 @@ class Upstream:
     @overload
     def operation(
         self,
+        function: None = None,
+        /,
         *,
         name: str | None = None,
         idempotent: bool | None = None,
@@ -146,7 +150,20 @@ class Upstream:
         identity: Callable[[], Hashable] | None = None,
         timeout: TimeoutPolicy | None = None,
     ) -> Declaration: ...
-    def operation(self, function: Any = None, **declared: Any) -> Any:
+    def operation(
+        self,
+        function: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        idempotent: bool | None = None,
+        fallback: Sequence[Tier] = (),
+        refused: Sequence[type[BaseException]] = (),
+        classify: Callable[[Any], Outcome | None] | None = None,
+        key: Callable[..., Hashable] | None = None,
+        identity: Callable[[], Hashable] | None = None,
+        timeout: TimeoutPolicy | None = None,
+    ) -> Any:
         """Register a function, async or plain, as one thing you ask of this upstream. A decorator.
 
         `idempotent`: True, it may be repeated; False, it must not; not said: only what was not sent is repeated.
@@ -156,7 +173,17 @@ class Upstream:
         `timeout`: limits of its own, where they differ from the upstream's.
         Raises ConfigError for what cannot work.
         """
-        declaration = Declaration(upstream=self, **declared)
+        declaration = Declaration(
+            upstream=self,
+            name=name,
+            idempotent=idempotent,
+            fallback=fallback,
+            refused=refused,
+            classify=classify,
+            key=key,
+            identity=identity,
+            timeout=timeout,
+        )
         return declaration if function is None else declaration(function)
 
     def __getitem__(self, name: str) -> Operation[..., Any]:
@@ -175,18 +202,12 @@ class Upstream:
         plain = function.__func__ if isinstance(function, classmethod) else function
         name = declared.name or getattr(plain, "__name__", "")
         field = f"{self.name}.{name or repr(function)}"
+        check_declaration(field, declared)
         asynchronous = check_function(field, plain)
         if not name or name == "<lambda>":
             raise ConfigError(field, "the function has no name", 'give name="..."')
         if name in self._operations:
             raise ConfigError(field, "an operation of that name is registered already", 'give another name="..."')
-        if declared.idempotent not in {True, False, None}:
-            raise ConfigError(
-                f"{field} idempotent", f"{declared.idempotent!r} is no claim", "give True, False or nothing"
-            )
-        for kind in declared.refused:
-            if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-                raise ConfigError(f"{field} refused", f"{kind!r} is not an exception type", "give a tuple of types")
         operation: Operation[..., Any] = Operation(
             self,
             self._policy,
@@ -279,12 +300,13 @@ class Upstream:
             for operation in self:
                 operation.drop_calls()
             self.bulkhead = Bulkhead(self._policy.bulkhead)  # what ends late on the old loop gives back to the old one
-            self._workers = None
+            self.dismiss()
             self._lanes = {}
         if self._bound_to is not None or clock is not self.clock:
             self.clock = clock
             self.breaker.restart(clock)
         self._bound_to = self.loop = loop
+        self.thread = get_ident()
         self._take_lanes()
 
     def refuse(self) -> None:
@@ -298,9 +320,10 @@ class Upstream:
             workers.dismiss()
         return workers
 
-    def task_here(self) -> Task[Any]:
+    def task_here(self, operation: str) -> Task[Any]:
         """The current task, after opening the gateway on its loop if need be; raises if it cannot be."""
-        self.gateway.enter(self.name)
+        self.gateway.enter(self.name, operation)
+        self.thread = get_ident()
         task = current_task()
         if task is None:
             msg = "operations are awaited inside a task"
@@ -351,8 +374,8 @@ def unwise(policy: Policy) -> Iterator[str]:
         timeouts = policy.bulkhead.limit * breaker.window_for / attempt
         if timeouts < breaker.min_calls:
             yield (
-                f"the circuit cannot open on timeouts: at most {timeouts:.1f} of timeout.attempt={attempt} end within "
-                f"breaker.window_for={breaker.window_for} with bulkhead.limit={policy.bulkhead.limit}, and "
+                f"the circuit cannot open on timeouts at a steady pace: {timeouts:.1f} of timeout.attempt={attempt} end "
+                f"within breaker.window_for={breaker.window_for} with bulkhead.limit={policy.bulkhead.limit}, and "
                 f"breaker.min_calls is {breaker.min_calls}; lower min_calls, or use window_calls"
             )
     if breaker.slow_after is not None and breaker.slow_after > attempt:
@@ -360,6 +383,26 @@ def unwise(policy: Policy) -> Iterator[str]:
             f"no call is ever slow: breaker.slow_after={breaker.slow_after} is longer than timeout.attempt={attempt}; "
             f"lower slow_after"
         )
+
+
+def check_declaration(field: str, declared: Declaration) -> None:
+    """A ConfigError for what is said of an operation and cannot be."""
+
+    def expect(name: str, fits: bool, remedy: str) -> None:  # noqa: FBT001 - private
+        if not fits:
+            raise ConfigError(f"{field} {name}", f"{getattr(declared, name)!r} does not fit", remedy)
+
+    listed = (list, tuple)
+    kinds = declared.refused if isinstance(declared.refused, listed) else (None,)
+    expect("name", isinstance(declared.name, str | None), "give a str")
+    expect(
+        "idempotent", declared.idempotent is None or type(declared.idempotent) is bool, "give True, False or nothing"
+    )
+    expect("fallback", isinstance(declared.fallback, listed), "give a list of tiers")
+    expect("refused", all(isinstance(k, type) and issubclass(k, BaseException) for k in kinds), "give a tuple of types")
+    expect("timeout", isinstance(declared.timeout, TimeoutPolicy | None), "give TimeoutPolicy(...)")
+    for name in ("classify", "key", "identity"):
+        expect(name, getattr(declared, name) is None or callable(getattr(declared, name)), "give a function")
 
 
 def check_function(field: str, function: Any) -> bool:
@@ -373,8 +416,11 @@ def check_function(field: str, function: Any) -> bool:
         raise ConfigError(field, "a generator gives many values, an operation one", "return a list, or what it yields")
     if iscoroutinefunction(body):
         return True
-    if iscoroutinefunction(unwrap(body)):
-        raise ConfigError(
-            field, "a plain function around an async one returns an awaitable", "make the wrapper `async def`"
-        )
+    if iscoroutinefunction(unwrap(body)) or isasyncgenfunction(unwrap(body)):
+        problem = "a plain function around an async one returns an awaitable"
+        raise ConfigError(field, problem, "make the wrapper `async def`")
+    try:
+        signature(function)
+    except (TypeError, ValueError):
+        raise ConfigError(field, f"{function!r} has no signature", "wrap it in a function of your own") from None
     return False
