@@ -160,20 +160,17 @@ class LastGood:
         entries = self._entries
         old = entries.get(key)
         entries[key] = entry
-        if old is None:
-            self._bytes += entry[2]
-        else:
-            self._bytes += entry[2] - old[2]
+        if old is not None:
             entries.move_to_end(key)
-        if self._bytes > self.max_bytes or len(entries) > self.max_entries:
-            self._make_room(key, entry[2])
-
-    def _make_room(self, key: Hashable, size: int) -> None:
-        if size > self.max_bytes:  # it would not fit alone, and need not drive out the rest
-            del self._entries[key]
-            self._bytes -= size
-        while len(self._entries) > self.max_entries or self._bytes > self.max_bytes:
-            _, oldest = self._entries.popitem(last=False)
+            if old[2] == entry[2]:
+                return
+            self._bytes -= old[2]
+        self._bytes += entry[2]
+        if entry[2] > self.max_bytes:  # it would not fit alone, and need not drive out the rest
+            del entries[key]
+            self._bytes -= entry[2]
+        while len(entries) > self.max_entries or self._bytes > self.max_bytes:
+            _, oldest = entries.popitem(last=False)
             self._bytes -= oldest[2]
 
     # -- the store behind

@@ -374,8 +374,8 @@ def unwise(policy: Policy) -> Iterator[str]:
         timeouts = policy.bulkhead.limit * breaker.window_for / attempt
         if timeouts < breaker.min_calls:
             yield (
-                f"the circuit cannot open on timeouts at a steady pace: {timeouts:.1f} of timeout.attempt={attempt} end "
-                f"within breaker.window_for={breaker.window_for} with bulkhead.limit={policy.bulkhead.limit}, and "
+                f"the circuit cannot open on timeouts at a steady pace: {timeouts:.1f} of timeout.attempt={attempt} "
+                f"end within breaker.window_for={breaker.window_for} with bulkhead.limit={policy.bulkhead.limit}, and "
                 f"breaker.min_calls is {breaker.min_calls}; lower min_calls, or use window_calls"
             )
     if breaker.slow_after is not None and breaker.slow_after > attempt:
