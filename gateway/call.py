@@ -23,6 +23,7 @@ class Call(Struct, eq=False):
     kwargs: dict[str, Any]
     key: Hashable | None
     task: Task[Any]
+    cancelling: int  # cancels of the task that were asked for before the call
     asked_at: float
     at: float
     cutoff: float

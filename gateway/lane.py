@@ -14,6 +14,7 @@ from asyncio import AbstractEventLoop, CancelledError, Task, TimerHandle
 from math import inf
 from typing import Any
 
+from gateway.call import Call
 from gateway.context import HALF_MICROSECOND, Ambient, Clock
 
 
@@ -64,21 +65,22 @@ class Lane:
         """How many limits run."""
         return len(self._pending) + len(self._own)
 
-    def start(self, task: Task[Any], now: float, cutoff: float, outer: Ambient | None) -> Timer:
-        """A limit that ends `seconds` from now, or at `cutoff` if that is sooner."""
-        at = now + self.seconds
-        if cutoff < at:
-            return self._start_own(task, cutoff, outer)
-        timer = Timer(at, self, task, task.cancelling(), self._pending)
+    def start(self, call: Call) -> Timer:
+        """A limit that ends `seconds` from where the call is now, or at its cutoff if that is sooner."""
+        at = call.at + self.seconds
+        if call.cutoff < at:
+            return self._start_own(call)
+        timer = Timer(at, self, call.task, call.cancelling, self._pending)
         self._pending[timer] = None
         if not self._armed:
             self._arm(at)
         return timer
 
-    def _start_own(self, task: Task[Any], at: float, outer: Ambient | None) -> Timer:
-        timer = Timer(at, self, task, task.cancelling(), self._own, nearer=True)
+    def _start_own(self, call: Call) -> Timer:
+        at, outer = call.cutoff, call.outer
+        timer = Timer(at, self, call.task, call.cancelling, self._own, nearer=True)
         self._own[timer] = None
-        if not isinstance(outer, Timer) or outer.task is not task or outer.at != at or outer.fired_at is not None:
+        if not isinstance(outer, Timer) or outer.task is not call.task or outer.at != at or outer.fired_at is not None:
             timer.handle = self._loop.call_at(at, self._fire_own, timer)
         # else the call that this one is made in ends at the same instant: its timer serves both, and is surely first
         return timer

@@ -162,7 +162,7 @@ class Operation(Generic[P, T]):
         call = self._begin(args, kwargs)
         ended: str = CANCELLED  # unless it ends in one of the other ways
         try:
-            if call.task.cancelling():
+            if call.cancelling:
                 await sleep(0)  # a cancel that is pending ends the call before anything is sent
             while True:
                 try:
@@ -198,7 +198,7 @@ class Operation(Generic[P, T]):
             if sent_at >= call.cutoff:  # a function that never suspends would be sent all the same
                 raise too_late()
             circuit = breaker.enter(sent_at)  # after the queue: no probe is spent on a caller who still waits
-            timer = self._lane.start(call.task, sent_at, call.cutoff, call.outer)
+            timer = self._lane.start(call)
             outside = AMBIENT.set(timer)  # what the function calls in turn inherits this limit
             try:
                 call.attempts += 1
@@ -241,7 +241,7 @@ class Operation(Generic[P, T]):
         cutoff = deadline
         if self._reserve:
             cutoff -= min(self._reserve, (deadline - now) / 2)
-        call = Call(args, kwargs, key, task, now, now, cutoff, deadline, outer)
+        call = Call(args, kwargs, key, task, task.cancelling(), now, now, cutoff, deadline, outer)
         self.tally.asked += 1
         self.calls.add(call)
         return call
@@ -270,7 +270,7 @@ class Operation(Generic[P, T]):
         took = now - call.at
         if timer.fired_at is not None and now - timer.fired_at > GRACE:
             self.tally.overran += 1
-        call.outcome, call.not_sent = self._judge(call, timer, timed_out, error)
+        call.outcome, call.not_sent = self._judge(call, timed_out, error)
         ran_long = took + HALF_MICROSECOND >= self._evidence_after
         slow = took > breaker.slow_beyond
         if call.outcome is CANCELLED:
@@ -289,12 +289,12 @@ class Operation(Generic[P, T]):
                 self._tell_failed(call, now, took)
             raise call.failure from call.failure.__cause__
 
-    def _judge(self, call: Call, timer: Timer, timed_out: bool, error: BaseException) -> tuple[Outcome, bool]:  # noqa: FBT001
+    def _judge(self, call: Call, timed_out: bool, error: BaseException) -> tuple[Outcome, bool]:  # noqa: FBT001 - private
         """The outcome of a try that raised, and whether it certainly had no effect."""
         usual = Outcome.UNKNOWN if self.idempotent is False else Outcome.FAILED
         if timed_out:
             return usual, False
-        if call.task.cancelling() > timer.cancelling:  # the caller left, whatever the function made of that
+        if call.task.cancelling() > call.cancelling:  # the caller left, whatever the function made of that
             return CANCELLED, False
         if not isinstance(error, Exception):
             return (usual if isinstance(error, CancelledError) else CANCELLED), False
