@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from inspect import iscoroutinefunction
+from math import inf
 from typing import Any
 
 import msgspec
@@ -42,6 +43,9 @@ class Fallback:
 
     async def answer(self, question: Question) -> Answer[Any] | None:
         """The first answer; None when no tier has one."""
+        before = cancels()
+        if before:
+            await asyncio.sleep(0)  # one that is pending ends it here; those of the past are no news
         loop = asyncio.get_running_loop()
         began = loop.time()
         for place, tier in enumerate(self.tiers):
@@ -57,7 +61,7 @@ class Fallback:
                 self.failed += 1
                 question.error.add_note(f"{name_of(tier)} failed: {error!r}")
             except asyncio.CancelledError:
-                if left():
+                if cancels() > before:  # the caller left, not something inside
                     raise
                 self.failed += 1
                 question.error.add_note(f"{name_of(tier)} failed: a task of its own was cancelled")
@@ -91,7 +95,7 @@ class Fallback:
         running[place] += 1
         try:
             with self._scope(question.now + patience):
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout(None if patience == inf else patience):
                     answer: object = await promise
         finally:
             running[place] -= 1
@@ -134,7 +138,7 @@ def dismiss(promise: object) -> None:
         close()
 
 
-def left() -> bool:
-    """Whether the caller left (its task was cancelled), rather than something inside."""
+def cancels() -> int:
+    """How often the caller was told to leave."""
     task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
+    return 0 if task is None else task.cancelling()

@@ -196,6 +196,7 @@ class LastGood:
                 self._store_failed("write", error)
 
     async def _from_store(self, store: BaseCache, question: Question) -> Answer[Any] | None:
+        entry = self._entries.get(question.key)
         try:
             envelope = await store.get(spelled(question.key), timeout=0)
         except Exception as error:
@@ -203,11 +204,12 @@ class LastGood:
             raise
         if not isinstance(envelope, dict) or "value" not in envelope:
             return None
-        age = max(0.0, wall_clock() - envelope["at"])
-        if age > self.max_age:
+        age = max(wall_clock() - envelope["at"], 0.0)
+        if not age <= self.max_age:  # too old, or no number
             return None
         value = copied(envelope["value"]) if self._copy else envelope["value"]
-        self._put(question.key, (value, question.now - age, size_of(value), not self._copy))
+        if self._entries.get(question.key) is entry:  # else a live one came meanwhile, and stays
+            self._put(question.key, (value, question.now - age, size_of(value), not self._copy))
         return Answer(copied(value) if self._copy else value, Source.LAST_GOOD, age, question.error)
 
     def _store_failed(self, what: str, error: Exception) -> None:
@@ -234,10 +236,10 @@ def copied(value: Any) -> Any:
 
 
 def frozen(value: Any, kind: type) -> bool:
-    """Whether this is a frozen record of immutable fields."""
+    """Whether this is a frozen record of immutable fields. A plain heir of one is not: it may hold more."""
     if isinstance(value, Struct) and value.__struct_config__.frozen:
         names = value.__struct_fields__
-    elif is_dataclass(kind) and kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    elif "__dataclass_params__" in vars(kind) and kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         names = tuple(field.name for field in fields(kind))
     else:
         return False

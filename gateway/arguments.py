@@ -8,8 +8,8 @@ no two calls share a key by accident and no key keeps an object alive.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import fields, is_dataclass
-from datetime import date, datetime, time, timedelta
+from dataclasses import fields
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
@@ -17,6 +17,7 @@ from inspect import Parameter, signature
 from math import inf
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
@@ -124,12 +125,12 @@ class Keys:
             name = (f"{self._where}({', '.join(kind.__name__ for kind in types)})",)
             if len(self._names) < SHAPES_KEPT:
                 self._names[types] = name
-                if len(types) == 1 and self._identity is None:
+                if len(types) == 1 and 1 in self._tails and self._identity is None:
                     self._names_of_one[types[0]] = name
             return name + values
         try:
             return (self._where, *(canonical(value) for value in values))
-        except (TypeError, RecursionError) as error:
+        except (AttributeError, TypeError, RecursionError) as error:  # a slot that was never set is no attribute
             raise self._needed(str(error)) from None
 
     def _by_user(self, key: Callable[..., Hashable], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -139,7 +140,10 @@ class Keys:
             hash(named)
         except Exception as error:
             raise self._needed(f"its key= raised {error!r}") from error
-        return (self._where, "key", type(named), named)
+        try:
+            return (self._where, "key", canonical(named))
+        except (AttributeError, TypeError, RecursionError):  # a name of the user's own kind: its own equality tells
+            return (self._where, "key", (type(named), named))
 
     def _who(self, identity: Callable[[], Hashable]) -> Hashable:
         try:
@@ -158,10 +162,16 @@ def canonical(value: Any) -> Hashable:
         return (kind, value)
     if kind is tuple:
         return (tuple, *(canonical(part) for part in value))
-    if kind in TOLD_APART_BY_TEXT:
+    if kind in TOLD_APART_BY_TEXT and in_a_known_zone(value):
         return (kind, repr(value))
-    if is_dataclass(kind) and kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if "__dataclass_params__" in vars(kind) and kind.__dataclass_params__.frozen:  # not by heirs, who may hold more
         return (kind, *(canonical(getattr(value, field.name)) for field in fields(kind)))
     if isinstance(value, Struct) and kind.__struct_config__.frozen:
         return (kind, *(canonical(getattr(value, name)) for name in kind.__struct_fields__))
     raise TypeError(f"a {kind.__qualname__} names no call")
+
+
+def in_a_known_zone(value: object) -> bool:
+    """Whether its time zone, if any, is told by its text: that of other kinds may hold an address, or too little."""
+    zone = getattr(value, "tzinfo", None)
+    return zone is None or type(zone) is timezone or (type(zone) is ZoneInfo and zone.key is not None)

@@ -29,7 +29,7 @@ class Call(Struct, eq=False):
     cutoff: float
     deadline: float
     outer: Ambient | None
-    attempts: int = 0  # tries that were sent
+    attempts: int = 0  # tries that were sent and gave no value
     waited: float = 0.0  # seconds spent in the queue
     outcome: Outcome = Outcome.FAILED  # how it ends, if it ends in an error
     failure: GatewayError | None = None  # of the last try that was sent

@@ -149,6 +149,8 @@ class Operation(Generic[P, T]):
         self._lane: Lane  # from `take_lane`, once a loop is known
         self._fallback = Fallback((), scope=self._scope)
         self._memories: tuple[Callable[[Hashable | None, Any, float], object], ...] = ()
+        # Where nothing is remembered, it is enough that the arguments fit.
+        self._key_of: Callable[[tuple[Any, ...], dict[str, Any]], Hashable | None] = self._arguments.check
         self.use(policy, self.timeout_under(policy))
         for tier in fallback:
             self._add(tier)
@@ -201,9 +203,8 @@ class Operation(Generic[P, T]):
             timer = self._lane.start(call)
             outside = AMBIENT.set(timer)  # what the function calls in turn inherits this limit
             try:
-                call.attempts += 1
                 self.tally.attempts += 1
-                if call.failure is not None:
+                if call.attempts:
                     self.tally.retries += 1
                 value = await self._send(*call.args, **call.kwargs)
             except BaseException as error:
@@ -224,11 +225,7 @@ class Operation(Generic[P, T]):
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Who asks what, until when. A call that cannot be made raises here, before anything is counted."""
-        key: Hashable | None = None
-        if self._memories:
-            key = self._keys.of(args, kwargs)
-        else:
-            self._arguments.check(args, kwargs)
+        key = self._key_of(args, kwargs)
         upstream = self.upstream
         task = current_task(upstream.loop)  # type: ignore[arg-type]  # naming the loop spares Python 3.11 a getpid()
         if task is None or get_ident() != upstream.thread:
@@ -266,6 +263,7 @@ class Operation(Generic[P, T]):
         """A try that gave no value: the verdict to the circuit; raises our own error, unless the function's stands."""
         upstream, breaker = self.upstream, self.upstream.breaker
         timed_out = timer.stop_on(error)
+        call.attempts += 1
         now = upstream.clock()
         took = now - call.at
         if timer.fired_at is not None and now - timer.fired_at > GRACE:
@@ -433,7 +431,7 @@ class Operation(Generic[P, T]):
             source=source,
             duration=now - call.asked_at,
             waited=call.waited,
-            attempts=call.attempts,
+            attempts=call.attempts + (source is LIVE),
             error=call.error,
         )
         listeners.tell(listeners.call_finished, event)
@@ -511,6 +509,8 @@ class Operation(Generic[P, T]):
         self._fallback.failed = old.failed
         self._reserve = self._fallback.reserve
         self._memories = tuple(one.remember for one in self.tiers if hasattr(one, "remember"))
+        if self._memories:
+            self._key_of = self._keys.of
 
     # -- what the upstream tells it
 

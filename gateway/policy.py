@@ -56,8 +56,9 @@ class TimeoutPolicy:
         _follow(self, "connect", min(3.0, self.attempt))
         _follow(self, "read", min(5.0, self.attempt))
         _not_longer("timeout.attempt", self.attempt, "timeout.call", self.call)
-        _not_longer("timeout.connect", self.connect, "timeout.attempt", self.attempt)
-        _not_longer("timeout.read", self.read, "timeout.attempt", self.attempt)
+        for outer, limit in (("timeout.attempt", self.attempt), ("timeout.call", self.call)):
+            _not_longer("timeout.connect", self.connect, outer, limit)
+            _not_longer("timeout.read", self.read, outer, limit)
 
     def overlaid(self, nearer: TimeoutPolicy) -> TimeoutPolicy:
         """These limits, save what `nearer` was given; an inner one that could not fire follows its outer one."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tenacity import RetryCallState, wait_exponential, wait_random_exponential
 
+from gateway.context import HALF_MICROSECOND
 from gateway.outcome import Outcome, retry_after_of
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Retry:
         if outcome is not Outcome.FAILED or attempts >= policy.attempts:
             return None
         try:
-            pause = max(0.0, self._wait(attempts, error))
+            pause = max(self._wait(attempts, error), 0.0)
         except Exception:
             log.exception("RetryPolicy.wait raised: no retry")
             return None
@@ -51,7 +52,8 @@ class Retry:
             if retry_after > policy.max_retry_after:
                 return None
             pause = max(pause, retry_after)
-        return pause if pause + policy.min_try <= remaining else None
+        fits = isfinite(pause) and pause + policy.min_try <= remaining + HALF_MICROSECOND  # inf: never
+        return pause if fits else None
 
     def _wait(self, attempts: int, error: BaseException) -> float:
         wait = self.policy.wait
@@ -59,7 +61,5 @@ class Retry:
         state.attempt_number = attempts
         state.set_exception((type(error), error, error.__traceback__))
         if type(wait) is wait_random_exponential:  # tenacity draws from the global random; ours can be seeded
-            seconds = self._random.uniform(wait.min, wait_exponential.__call__(wait, state))
-        else:
-            seconds = float(wait(state))
-        return seconds if isfinite(seconds) else 0.0
+            return self._random.uniform(wait.min, wait_exponential.__call__(wait, state))
+        return float(wait(state))

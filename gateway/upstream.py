@@ -7,7 +7,16 @@ from asyncio import AbstractEventLoop, Task, current_task
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, isroutine, signature, unwrap
+from inspect import (
+    isasyncgenfunction,
+    isbuiltin,
+    iscoroutinefunction,
+    isfunction,
+    isgeneratorfunction,
+    ismethod,
+    signature,
+    unwrap,
+)
 from math import isinf
 from threading import get_ident
 from time import monotonic
@@ -410,7 +419,7 @@ def check_function(field: str, function: Any) -> bool:
     if not callable(function):
         raise ConfigError(field, f"{function!r} is not a function", "decorate an async or a plain function")
     body = function.func if isinstance(function, partial) else function
-    if not isroutine(body) and not isinstance(body, type):
+    if not (isfunction(body) or ismethod(body) or isbuiltin(body) or isinstance(body, type)):
         body = type(body).__call__  # an object that can be called
     if isasyncgenfunction(body) or isgeneratorfunction(body):
         raise ConfigError(field, "a generator gives many values, an operation one", "return a list, or what it yields")
