@@ -238,7 +238,7 @@ class CircuitBreaker:
 
     def leave_refused(self, state: State, now: float) -> None:
         """It was refused: evidence of nothing, but whoever refuses is alive."""
-        if type(state) is HalfOpen:
+        if type(state) is HalfOpen and state is self._at(now):  # not if half-open has just ended
             state.seen_alive = True
         self.leave(state, now, None, False)
 
@@ -333,7 +333,8 @@ class CircuitBreaker:
     def _enter_slowly(self, now: float) -> State:
         state = self._at(now)
         if type(state) is Open and now - state.until > HALF_MICROSECOND:
-            state = self._half_open(state, now)
+            self._half_open(state, now)
+            state = self._state  # whoever heard of the change may have changed it again
         if type(state) is HalfOpen and state.probes_left > 0:
             state.probes_left -= 1
             return state
@@ -374,7 +375,7 @@ class CircuitBreaker:
         elif type(state) is HalfOpen:
             self._become(Closed(self._new_window(now)), now)
 
-    def _least(self, state: Closed | HalfOpen) -> int:
+    def _least(self, state: Closed | HalfOpen) -> float:
         """How many calls it takes to know a rate."""
         size = state.window.size if type(state) is HalfOpen else self._policy.window_calls
         return self._policy.min_calls if size is None else min(self._policy.min_calls, size)

@@ -159,7 +159,8 @@ class Bulkhead:
     def _grant(self) -> None:
         while self._waiters and self.in_use < self._limit:
             waiter, _ = self._waiters.popitem(last=False)
-            if not waiter.done():  # done: cancelled in this tick, and not run yet
+            # Done: cancelled in this tick, and not run yet. A loop that was closed under its waiters runs none of them.
+            if not waiter.done() and not waiter.get_loop().is_closed():
                 waiter.set_result(None)
                 self.in_use += 1
                 if self.in_use > self.peak:
@@ -167,7 +168,7 @@ class Bulkhead:
 
     def _reject(self, waiter: Waiter, reason: Callable[[], Rejected]) -> None:
         self._waiters.pop(waiter, None)
-        if not waiter.done():
+        if not waiter.done() and not waiter.get_loop().is_closed():
             waiter.set_result(reason())
 
     def _full(self, reason: Literal["queue_full", "max_wait"], message: str) -> BulkheadFull:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from inspect import ismethod
 from typing import Any, TypeVar
 
 from msgspec import Struct
@@ -71,13 +72,13 @@ class Listeners:
     def add(self, listener: Callable[[Any], object], kinds: tuple[type[Event], ...]) -> None:
         """Tell `listener` of these kinds of events from now on; none, or `Event`, means all of them."""
         for kind in KINDS:
-            if (not kinds or issubclass(kind, kinds)) and listener not in self._of(kind):
+            if (not kinds or issubclass(kind, kinds)) and not any(same(one, listener) for one in self._of(kind)):
                 self._put(kind, (*self._of(kind), listener))
 
     def remove(self, listener: Callable[[Any], object]) -> None:
         """Tell it no more."""
         for kind in KINDS:
-            self._put(kind, tuple(one for one in self._of(kind) if one != listener))
+            self._put(kind, tuple(one for one in self._of(kind) if not same(one, listener)))
 
     def tell(self, listeners: tuple[Callable[[Any], object], ...], event: Event) -> None:
         """Tell each of them."""
@@ -94,6 +95,11 @@ class Listeners:
 
     def _put(self, kind: type[Event], listeners: tuple[Callable[[Any], object], ...]) -> None:
         setattr(self, SLOT[kind], listeners)
+
+
+def same(one: Callable[[Any], object], other: Callable[[Any], object]) -> bool:
+    """Whether two listeners are one. A bound method is another object each time it is looked up."""
+    return one is other or (ismethod(one) and ismethod(other) and one == other)
 
 
 def check_kinds(kinds: tuple[object, ...]) -> None:

@@ -75,8 +75,8 @@ class TimeoutPolicy:
 class RetryPolicy:
     """How often to try, and how long to wait in between. Only what is safe to repeat is ever repeated."""
 
-    attempts: int = 2
-    """Tries in all; 1 = no retry. Two, because a third mostly adds load to an upstream that is ill (Google SRE)."""
+    attempts: float = 2
+    """Tries in all; 1 = no retry, inf = while there is time. Two, because a third mostly adds load to an upstream that is ill (Google SRE)."""
     wait: Wait = wait_random_exponential(multiplier=0.1, max=2.0)
     """Any tenacity wait strategy. Full jitter: 0 to min(2, 0.1 x 2^n) s (AWS, Exponential Backoff And Jitter)."""
     min_try: float = 0.05
@@ -85,7 +85,7 @@ class RetryPolicy:
     """A `retry_after` above this is not waited for; the call falls back instead."""
 
     def __post_init__(self) -> None:
-        _count("retry.attempts", self.attempts)
+        _count("retry.attempts", self.attempts, or_inf=True)
         if not callable(self.wait):
             raise ConfigError("retry.wait", f"{self.wait!r} is not callable", "give a tenacity wait strategy")
         _not_negative("retry.min_try", self.min_try)
@@ -120,15 +120,15 @@ class BreakerPolicy:
     """Seconds the rates look back over (whole seconds, one bucket each); 10 as in Hystrix. Not with `window_calls`."""
     window_calls: int | None = None
     """Calls the rates look back over, instead of a time."""
-    min_calls: int = 10
-    """Below this many calls no rate is known. Clipped to `window_calls`."""
+    min_calls: float = 10
+    """Below this many calls no rate is known; inf = never. Clipped to `window_calls`."""
     failure_rate: float = 0.5
     """Opens at or above this share of failures, in (0, 1]; for "exceeds 50 % of 100 calls" set 0.505."""
     slow_after: float | None = None
     """A call that takes longer than this (strictly) is slow; None = no call is."""
     slow_rate: float = 1.0
     """Opens at or above this share of slow calls, in (0, 1]."""
-    open_for: float = 5.0
+    open_for: float = Derived(5.0)
     """Refuses until strictly later than this after opening; 5 s is Hystrix' sleep window."""
     open_factor: float = 1.0
     """Each opening in a row lasts this many times longer, up to `open_cap`."""
@@ -160,27 +160,32 @@ class BreakerPolicy:
         else:
             _count("breaker.window_calls", self.window_calls)
             object.__setattr__(self, "window_for", None)
-        _count("breaker.min_calls", self.min_calls)
+        _count("breaker.min_calls", self.min_calls, or_inf=True)
         _count("breaker.probes", self.probes)
         _share("breaker.failure_rate", self.failure_rate)
         _share("breaker.slow_rate", self.slow_rate)
         if self.slow_after is not None:
             _above_zero("breaker.slow_after", self.slow_after)
+        _above_zero("breaker.open_cap", self.open_cap)
+        _follow(self, "open_for", min(5.0, self.open_cap) if given(self.open_cap) else 5.0)
         _at_least_a_microsecond("breaker.open_for", self.open_for)
         if not _number("breaker.open_factor", self.open_factor) >= 1:
             raise ConfigError("breaker.open_factor", f"{self.open_factor} would shorten each opening", "give 1 or more")
-        _above_zero("breaker.open_cap", self.open_cap)
         _follow(self, "open_cap", max(60.0, self.open_for))
         if self.open_cap < self.open_for:
             problem = f"{self.open_cap} is less than breaker.open_for, {self.open_for}"
             raise ConfigError("breaker.open_cap", problem, "give at least as much")
         _not_negative("breaker.open_jitter", self.open_jitter)
+        if isinf(self.open_jitter):
+            raise ConfigError("breaker.open_jitter", "inf is no share", "give a share: 0.1 for up to 10 % longer")
         _at_least_a_microsecond("breaker.max_half_open", self.max_half_open)
-        if self.after_max_half_open not in {"open", "closed"}:
+        if self.after_max_half_open not in ("open", "closed"):
             problem = f"{self.after_max_half_open!r} is not a state it can become"
             raise ConfigError("breaker.after_max_half_open", problem, 'give "open" or "closed"')
         if self.evidence_after is not None:
             _not_negative("breaker.evidence_after", self.evidence_after)
+        _claim("breaker.auto_half_open", self.auto_half_open)
+        _claim("breaker.enforce", self.enforce)
 
     def _check_window_for(self) -> None:
         seconds = _number("breaker.window_for", self.window_for)
@@ -291,6 +296,11 @@ def _count(name: str, value: object, *, least: int = 1, or_inf: bool = False) ->
 def _share(name: str, value: object) -> None:
     if not 0 < _number(name, value) <= 1:
         raise ConfigError(name, f"{value} is not in (0, 1]", "give a share: 0.5 for 50 %")
+
+
+def _claim(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(name, f"{value!r} is neither True nor False", "give one of them")
 
 
 def _not_longer(name: str, value: float, outer: str, limit: float) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop, Event, Task, current_task, get_running_loop, timeout
+from asyncio import AbstractEventLoop, Event, Future, Task, current_task, get_running_loop, timeout
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import Thread
 from time import monotonic
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
@@ -132,7 +133,8 @@ class Gateway:
                 await self._flush(join_for)
                 stuck = await self._join_threads(join_for)
             finally:
-                self._loop = self._closing = None
+                if self._closing is closing:  # else this loop died meanwhile, and it is open on another
+                    self._loop = self._closing = None
                 closing.set()
         return stuck
 
@@ -227,7 +229,30 @@ class Gateway:
         stuck = join_all(workers, 0.01)
         if not stuck:
             return ()
-        return await get_running_loop().run_in_executor(None, join_all, workers, patience)
+        return await in_thread_of_its_own(lambda: join_all(workers, patience))
+
+
+async def in_thread_of_its_own(wait: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
+    """What a blocking function gives; the loop's own executor may be busy for longer than anybody wants to wait."""
+    loop = get_running_loop()
+    future: Future[tuple[str, ...]] = loop.create_future()
+
+    def ended(names: tuple[str, ...]) -> None:
+        if not future.done():
+            future.set_result(names)
+
+    def run() -> None:
+        names = wait()
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(ended, names)
+
+    hold: Callable[[int], None] = getattr(loop, "hold_clock", lambda _: None)  # virtual time waits for threads
+    hold(1)
+    try:
+        Thread(target=run, name="gateway: join", daemon=True).start()
+        return await future
+    finally:
+        hold(-1)
 
 
 def join_all(workers: Iterable[Workers], patience: float) -> tuple[str, ...]:

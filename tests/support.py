@@ -1,0 +1,80 @@
+"""What several tests build on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from gateway import BreakerPolicy, Counts, Gateway, Policy, RetryPolicy, Upstream
+from gateway.context import AMBIENT
+from gateway.lane import Lane
+from gateway.testing import assert_nothing_left
+
+ONE_TRY = RetryPolicy(attempts=1)
+NEVER_OPENS = BreakerPolicy(min_calls=1_000_000)
+QUIET = Policy(retry=ONE_TRY, breaker=NEVER_OPENS)
+"""One try, and no circuit to speak of: for tests of something else."""
+
+
+class Boom(Exception):
+    """What a function raises that fails."""
+
+
+async def ended(call: Awaitable[Any]) -> Any:
+    """How a call ended: its value, or the exception it raised. A cancel of the test itself passes."""
+    try:
+        return await call
+    except Exception as error:
+        return error
+
+
+async def steps(number: int) -> None:
+    """Let the loop turn this many times."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def gone(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+def now() -> float:
+    """The time of the running loop, in seconds."""
+    return asyncio.get_running_loop().time()
+
+
+def counted(upstream: Upstream) -> dict[str, int]:
+    """The numbers of an upstream that are not 0."""
+    counts = upstream.snapshot().counts
+    return {name: number for name in Counts.__slots__ if (number := getattr(counts, name))}
+
+
+async def fail_until_open(upstream: Upstream) -> None:
+    """Open the gateway here, and the circuit, as failures would."""
+    await upstream.gateway.open()  # type: ignore[attr-defined]  # an upstream knows less of its gateway than tests do
+    for _ in range(upstream.policy.breaker.min_calls):
+        upstream.breaker.admit().failed()
+    assert upstream.snapshot().breaker.state == "open"
+
+
+def assert_all_gone(gate: Gateway) -> None:
+    """Nothing is left: what `assert_nothing_left` looks for, ambient facts, and timers other than one for each lane."""
+    assert_nothing_left(gate)
+    assert AMBIENT.get() is None
+    timers = list(timers_left(gate))
+    assert not timers, f"timers left: {timers}"
+
+
+def timers_left(gate: Gateway) -> Iterator[Any]:
+    """Timers of the loops that upstreams live on which are neither cancelled nor a lane's own."""
+    for loop in {upstream._bound_to for upstream in gate}:
+        for timer in getattr(loop, "_scheduled", ()):
+            if not timer.cancelled() and not isinstance(getattr(timer._callback, "__self__", None), Lane):
+                yield timer
