@@ -1,0 +1,190 @@
+"""The command `gateway`. It imports what a command needs when the command runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+SERVICES = ("catalog", "info", "ratings")
+PORT = click.IntRange(0, 65535)
+SVG = click.Path(dir_okay=False, writable=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="async-worker-gateway", prog_name="gateway")
+def main() -> None:
+    """An async gateway: every upstream has its own pool, circuit, limits on time and plan B."""
+
+
+def http_url(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A URL that can be asked."""
+    parts = urlsplit(value or "http://nothing.to.check")
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise click.BadParameter(f"{value!r} is no base URL such as http://127.0.0.1:8083", param=option)
+    return value
+
+
+@main.command()
+@click.argument("service", required=False, type=click.Choice(SERVICES))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address.")
+@click.option("--port", type=PORT, help="With SERVICE: its port, 0 for any free one.")
+@click.option("--catalog-port", type=PORT, default=8081, show_default=True, help="0 for any free one, here and below.")
+@click.option("--info-port", type=PORT, default=8082, show_default=True)
+@click.option("--ratings-port", type=PORT, default=8083, show_default=True)
+@click.option("--admin-port", type=PORT, default=8080, show_default=True, help="Reserved: nothing listens there yet.")
+@click.option("--info-url", callback=http_url, help="Let the catalog ask this info service instead of our own.")
+@click.option("--ratings-url", callback=http_url, help="Let the catalog ask this ratings service instead of our own.")
+@click.option("--scenario", is_flag=True, help="Play a minute of faults under load, print what becomes of each page.")
+@click.option("--seconds", type=click.IntRange(12, 3600), help="With --scenario: how long it is.  [default: 60]")
+@click.option("--svg", type=SVG, help="With --scenario: draw it into this file.  [default: scenario*.svg]")
+@click.option("--unprotected", is_flag=True, help="With --scenario: without a gateway, for comparison.")
+@click.option("--no-timeouts", is_flag=True, help="With --unprotected: and without any limit on time.")
+@click.option("--from-parent", type=int, hidden=True, help="Serve on this inherited socket until standard input ends.")
+def demo(service: str | None, port: int | None, **options: Any) -> None:
+    """Run the movie catalog: three services over HTTP, or one SERVICE of them alone. Ctrl-C ends it.
+
+    Each can be made to misbehave: POST /fault/MODE, where MODE is one of hang, fail, slow, drip, flood, reset and none.
+    """
+    if service is None and port is not None:
+        raise click.UsageError("--port goes with a SERVICE; all three have --catalog-port, --info-port, --ratings-port")
+    check_scenario(service, **options)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))  # from here on; imports take a moment
+    if options["scenario"]:
+        play(**options)
+    elif service is None:
+        run_all(**options)
+    else:
+        run_one(service, port, **options)
+
+
+def check_scenario(service: str | None, **options: Any) -> None:
+    """What goes with --scenario, and what does not."""
+    if options["scenario"] and service is not None:
+        raise click.UsageError("--scenario starts all services itself; leave SERVICE out")
+    alone = [
+        f"--{name.replace('_', '-')}" for name in ("seconds", "svg", "unprotected", "no_timeouts") if options[name]
+    ]
+    if alone and not options["scenario"]:
+        raise click.UsageError(f"{alone[0]} goes with --scenario")
+    if options["no_timeouts"] and not options["unprotected"]:
+        raise click.UsageError("--no-timeouts goes with --unprotected; with a gateway there is always a limit")
+
+
+def play(**options: Any) -> None:
+    """The scenario."""
+    import asyncio
+
+    from gateway.demo import processes, scenario, site
+    from gateway.demo.plan import WRITTEN_FOR, Plan
+
+    unprotected, no_timeouts = options["unprotected"], options["no_timeouts"]
+    svg = Path(options["svg"] or f"scenario{'-unprotected' * unprotected}{'-no-timeouts' * no_timeouts}.svg")
+    if not os.access(svg.parent, os.W_OK):
+        raise click.UsageError(f"cannot write to the folder {str(svg.parent)!r}; choose another file with --svg")
+    settings = scenario.Settings(
+        plan=Plan(options["seconds"] or WRITTEN_FOR),
+        protected=not unprotected,
+        timeouts=not no_timeouts,
+        svg=svg,
+    )
+    try:
+        ending = asyncio.run(scenario.run(settings))
+    except processes.ServiceEnded as error:
+        raise click.ClickException(str(error)) from None
+    for line in ending.lines:
+        site.say(line)
+    sys.exit(0 if ending.held else 1)
+
+
+def run_all(**options: Any) -> None:
+    """The services that nobody else provides, each in a process of its own."""
+    import asyncio
+
+    from gateway.demo import processes, site
+
+    host: str = options["host"]
+    wanted = [name for name in SERVICES if options.get(f"{name}_url") is None]
+    try:
+        listening = {name: site.listen(host, options[f"{name}_port"], option=f"--{name}-port") for name in wanted}
+    except site.CannotListen as error:
+        raise click.ClickException(str(error)) from None
+    urls = {name: site.url_of(reached_at(host), one.getsockname()[1]) for name, one in listening.items()}
+    urls |= {name: options[f"{name}_url"] for name in SERVICES if name not in wanted}
+    more = {"catalog": ("--info-url", urls["info"], "--ratings-url", urls["ratings"])}
+    services = [
+        processes.Service(name=name, listening=listening[name], options=("--host", host, *more.get(name, ())))
+        for name in wanted
+    ]
+    try:
+        asyncio.run(processes.run(services, when_ready=hints(urls)))
+    except processes.ServiceEnded as error:
+        raise click.ClickException(str(error)) from None
+
+
+def run_one(service: str, port: int | None, **options: Any) -> None:
+    """One service, in this process."""
+    import asyncio
+
+    from gateway.demo import site
+
+    host: str = options["host"]
+    parent: int | None = options["from_parent"]
+    try:
+        listening = (
+            site.listen(host, options[f"{service}_port"] if port is None else port, option="--port")
+            if parent is None
+            else socket.socket(fileno=parent)
+        )
+    except site.CannotListen as error:
+        raise click.ClickException(str(error)) from None
+
+    async def run() -> None:
+        await site.serve(create(service, **options), listening, host=host, has_parent=parent is not None)
+
+    asyncio.run(run())
+
+
+def create(service: str, **options: Any) -> Any:
+    """The application of one service."""
+    from gateway import log
+    from gateway.demo import catalog, info, ratings, site
+
+    log.configure(json=False)
+    if service == "info":
+        return info.create()
+    if service == "ratings":
+        return ratings.create()
+    near = reached_at(options["host"])
+    return catalog.create(
+        ratings_url=options["ratings_url"] or site.url_of(near, options["ratings_port"]),
+        info_url=options["info_url"] or site.url_of(near, options["info_port"]),
+    )
+
+
+def reached_at(host: str) -> str:
+    """Where this machine reaches what listens on a host; "everywhere" is no address to ask."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 - looked up, not bound
+
+
+def hints(urls: dict[str, str]) -> str:
+    """What to try first."""
+    catalog, ratings = urls["catalog"], urls["ratings"]
+    return f"""
+  look at it             {catalog}/
+  a user's films         curl '{catalog}/catalog/ada'
+  and where they are from  curl '{catalog}/catalog/ada?explain=1'
+  let ratings hang       curl -X POST {ratings}/fault/hang
+  let them recover       curl -X POST {ratings}/fault/none
+Ctrl-C ends it."""
+
+
+if __name__ == "__main__":
+    main()

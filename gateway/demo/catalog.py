@@ -1,0 +1,270 @@
+"""The catalog service: a user's films, from two services that it does not trust.
+
+    ratings ──▶ which films, how many stars      half of the page's second, then last good, then film "0"
+    info ─────▶ name and description of each     the rest, all at once, then last good, then "Movie Not Found"
+
+Policies and defaults are those of the Hystrix course; in front of the defaults stands what was good before.
+"""
+
+from __future__ import annotations
+
+from asyncio import TaskGroup
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack
+from math import ceil
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import msgspec
+from aiohttp import web
+
+from gateway import (
+    Answer,
+    BreakerPolicy,
+    BulkheadPolicy,
+    Deadline,
+    Gateway,
+    GatewayError,
+    LastGood,
+    Operation,
+    Policy,
+    Source,
+    Static,
+    TimeoutPolicy,
+)
+from gateway.demo import posters
+from gateway.demo.client import HttpClient, RefusedAnswer
+from gateway.demo.faults import FaultSwitch, Handler, answer
+from gateway.demo.page import Page
+from gateway.log import listen
+
+PAGE_FOR = 1.0
+"""Seconds a page may take, or what the caller's X-Deadline-Ms leaves of it."""
+RATINGS_SHARE = 0.5
+"""The films get theirs even when the ratings use up all of their own."""
+COMPOSING_FOR = 0.05
+LONGEST_LIST = 500
+"""Films; with more of them a page could not be made in its second, and a service that sends them means no good."""
+
+POLICY = Policy(
+    timeout=TimeoutPolicy(call=2.0),
+    bulkhead=BulkheadPolicy(limit=20, queue=10),
+    breaker=BreakerPolicy(
+        failure_rate=0.5,
+        min_calls=5,
+        open_for=5.0,
+        probes=1,  # as Hystrix: one call finds out whether it is well again
+        evidence_after=0.4,  # the page's deadline cuts tries at 0.45 to 0.5 s: a hang that long counts as one
+    ),
+)
+INFO_POLICY = POLICY.tuned_fields({"breaker.probes": 5})
+"""A page asks for its films at once: let one page find out, not one film of it."""
+POSTERS_POLICY = Policy(timeout=TimeoutPolicy(call=PAGE_FOR), bulkhead=BulkheadPolicy(limit=4, queue=40))
+"""Threads: more at once than cores would only take turns."""
+
+
+class Rating(msgspec.Struct, frozen=True, rename="camel"):
+    """How many stars a film got."""
+
+    movie_id: str
+    rating: int | float
+
+
+class UserRatings(msgspec.Struct, frozen=True, rename="camel"):
+    """All that a user rated."""
+
+    user_id: str
+    ratings: Annotated[tuple[Rating, ...], msgspec.Meta(max_length=LONGEST_LIST)]
+
+
+class Movie(msgspec.Struct, frozen=True, rename="camel"):
+    """What the info service says of a film."""
+
+    movie_id: str
+    name: str
+    description: str = ""
+
+
+class Item(msgspec.Struct, frozen=True):
+    """A row of the page."""
+
+    name: str
+    desc: str
+    rating: int | float
+
+
+class ExplainedItem(Item, frozen=True):
+    """A row, and the worst of the two answers it is made of."""
+
+    source: Source
+    age: float
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where one answer came from."""
+
+    operation: str
+    source: Source
+    age: float
+    degraded: bool
+
+
+NOBODY = UserRatings(user_id="", ratings=(Rating(movie_id="0", rating=0),))
+NOT_FOUND = Movie(movie_id="0", name="Movie Not Found")
+BLANK = posters.draw("?")
+BEST_TO_WORST = [*(s for s in Source if s not in {Source.LAST_GOOD, Source.STATIC}), Source.LAST_GOOD, Source.STATIC]
+
+Asked = tuple[Operation[..., Any], Answer[Any]]
+
+
+class Catalog:
+    """The upstreams, what is asked of them, and the pages made of it."""
+
+    def __init__(self, *, ratings_url: str, info_url: str) -> None:
+        self.gate = Gateway()
+        ratings = self.gate.upstream("ratings", policy=POLICY)
+        info = self.gate.upstream("info", policy=INFO_POLICY)
+        self._ratings_client = ratings_client = HttpClient(ratings, ratings_url)
+        self._info_client = info_client = HttpClient(info, info_url)
+
+        @ratings.operation(idempotent=True, fallback=[LastGood(), Static(NOBODY)])
+        async def user_ratings(user_id: str) -> UserRatings:
+            return await ratings_client.get("ratingsdata", "user", user_id, into=UserRatings)
+
+        @ratings.operation(idempotent=True)
+        async def ratings_or_error(user_id: str) -> UserRatings:
+            return await ratings_client.get("ratingsdata", "user", user_id, into=UserRatings)
+
+        @info.operation(idempotent=True, fallback=[LastGood(), Static(NOT_FOUND)])
+        async def movie(movie_id: str) -> Movie:
+            return await info_client.get("movies", movie_id, into=Movie)
+
+        self._draw = self.gate.upstream("posters", policy=POSTERS_POLICY).operation(
+            name="draw", idempotent=True, fallback=[Static(BLANK)]
+        )(posters.draw)
+        self._page = Page(self.gate, {"ratings": ratings_url, "info": info_url})
+        self._user_ratings, self._ratings_or_error, self._movie = user_ratings, ratings_or_error, movie
+
+    def create(self) -> web.Application:
+        """The service."""
+        app = web.Application(middlewares=[errors])
+        FaultSwitch().install(app)
+        app.cleanup_ctx.append(self._open)
+        app.router.add_get("/catalog/{user_id}", self.page)
+        app.router.add_get("/ratings/{user_id}", self.ratings)
+        app.router.add_get("/movies/{movie_id}/poster", self.poster)
+        self._page.install(app)
+        return app
+
+    async def _open(self, _: web.Application) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._ratings_client)
+            await stack.enter_async_context(self._info_client)
+            await stack.enter_async_context(self.gate)
+            yield
+
+    async def page(self, request: web.Request) -> web.Response:
+        """The user's films, complete whatever happens; the headers say where from, and with `?explain=1` the body."""
+        with Deadline.from_headers(request.headers), Deadline.after(PAGE_FOR):
+            with Deadline.after(left() * RATINGS_SHARE):
+                rated = await self._user_ratings.ask(request.match_info["user_id"])
+            with Deadline.after(left() - COMPOSING_FOR):
+                async with TaskGroup() as group:
+                    asking = [group.create_task(self._movie_of(rating)) for rating in rated.value.ratings]
+        found = [task.result() for task in asking]
+        asked: list[Asked] = [(self._user_ratings, rated), *((self._movie, movie) for movie in found)]
+        rows = list(zip(rated.value.ratings, found, strict=True))
+        if request.query.get("explain") == "1":
+            items = [explained(rating, movie, worst((rated, movie))) for rating, movie in rows]
+            answers, pictures = [origin(*one) for one in asked], [poster_of(rating) for rating, _ in rows]
+            content = {"items": items, "answers": answers, "posters": pictures}
+            return answer(content, headers=origin_headers(asked))
+        plain = [Item(movie.value.name, movie.value.description, rating.rating) for rating, movie in rows]
+        return answer(plain, headers=origin_headers(asked))
+
+    async def ratings(self, request: web.Request) -> web.Response:
+        """The user's ratings, live or not at all: what a call without a plan B looks like."""
+        with Deadline.from_headers(request.headers), Deadline.after(PAGE_FOR):
+            rated = await self._ratings_or_error.ask(request.match_info["user_id"])
+        return answer(rated.value, headers=origin_headers([(self._ratings_or_error, rated)]))
+
+    async def poster(self, request: web.Request) -> web.Response:
+        """A film's poster, drawn in a thread: a plain function is an operation like any other."""
+        with Deadline.from_headers(request.headers), Deadline.after(PAGE_FOR):
+            with Deadline.after(left() - COMPOSING_FOR):
+                movie = await self._movie.ask(request.match_info["movie_id"])
+            drawn = await self._draw.ask(movie.value.name)
+        asked: list[Asked] = [(self._movie, movie), (self._draw, drawn)]
+        keep = "no-store" if any(one.degraded for _, one in asked) else "max-age=3600"
+        headers = {"Cache-Control": keep, "Content-Security-Policy": "default-src 'none'", **origin_headers(asked)}
+        return web.Response(body=drawn.value, content_type="image/svg+xml", headers=headers)
+
+    async def _movie_of(self, rating: Rating) -> Answer[Movie]:
+        try:
+            return await self._movie.ask(rating.movie_id)
+        except RefusedAnswer:
+            return Answer(NOT_FOUND)  # a live answer: there is no such film
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """What a call's error tells the page's caller: what failed, how, and when to come back."""
+    try:
+        return await handler(request)
+    except RefusedAnswer as refused:
+        return answer({"error": f"{refused}"}, status=404 if refused.status == 404 else 502)  # noqa: PLR2004
+    except GatewayError as error:
+        content = {
+            "error": f"{type(error).__name__}: {error}",
+            "upstream": error.upstream,
+            "operation": error.operation,
+            "outcome": error.outcome,
+            "attempts": error.attempts,
+            "retry_after": None if error.retry_after is None else round(error.retry_after, 3),
+        }
+        return answer(content, status=503, headers={"Retry-After": str(max(1, ceil(error.retry_after or 0)))})
+
+
+def left() -> float:
+    """Seconds until the ambient deadline."""
+    deadline = Deadline.current()
+    return PAGE_FOR if deadline is None else deadline.remaining()
+
+
+def worst(answers: Iterable[Answer[Any]]) -> Answer[Any]:
+    """The answer that is farthest from live, and of those the oldest."""
+    return max(answers, key=lambda one: (BEST_TO_WORST.index(one.source), one.age))
+
+
+def explained(rating: Rating, movie: Answer[Movie], from_: Answer[Any]) -> ExplainedItem:
+    """A row with its origin."""
+    name, desc = movie.value.name, movie.value.description
+    return ExplainedItem(name, desc, rating.rating, from_.source, round(from_.age, 1))
+
+
+def poster_of(rating: Rating) -> str | None:
+    """Where the poster of a row is, if it has one."""
+    return None if rating.movie_id == "0" else f"/movies/{quote(rating.movie_id, safe='')}/poster"
+
+
+def origin(operation: Operation[..., Any], from_: Answer[Any]) -> Origin:
+    """Where an answer came from, for the body."""
+    return Origin(operation.name, from_.source, round(from_.age, 1), from_.degraded)
+
+
+def origin_headers(asked: list[Asked]) -> dict[str, str]:
+    """The worst answer of each upstream, and whether any stands in for another."""
+    upstreams: dict[str, list[Answer[Any]]] = {}
+    for operation, one in asked:
+        upstreams.setdefault(operation.upstream.name, []).append(one)
+    worsts = {name: worst(answers) for name, answers in upstreams.items()}
+    sources = (f"{name}={one.source}" + (f";age={one.age:.1f}" if one.age else "") for name, one in worsts.items())
+    degraded = any(one.degraded for _, one in asked)
+    return {"X-Answer-Source": ", ".join(sources), "X-Degraded": str(degraded).lower()}
+
+
+def create(*, ratings_url: str, info_url: str) -> web.Application:
+    """The service, telling the log what happens to its upstreams."""
+    catalog = Catalog(ratings_url=ratings_url, info_url=info_url)
+    listen(catalog.gate)
+    return catalog.create()

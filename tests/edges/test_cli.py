@@ -1,0 +1,146 @@
+"""The command line, in processes of its own: what it prints, how it exits, what it says of mistakes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from socket import create_server, socket
+
+import pytest
+
+from tests.edges.running import ANY_PORTS, GATEWAY, PATIENCE, ask, listens, running
+
+
+def gateway(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*GATEWAY, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that somebody has."""
+    with create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_it_says_its_version() -> None:
+    told = gateway("--version")
+
+    assert told.returncode == 0
+    assert told.stdout.strip() == f"gateway, version {version('async-worker-gateway')}"
+
+
+def test_help_names_every_option_of_the_demo() -> None:
+    told = gateway("demo", "--help")
+
+    assert told.returncode == 0
+    assert "[catalog|info|ratings]" in told.stdout
+    for option in (
+        "host",
+        "port",
+        "catalog-port",
+        "info-port",
+        "ratings-port",
+        "admin-port",
+        "info-url",
+        "ratings-url",
+    ):
+        assert f"--{option} " in told.stdout
+    assert "--from-parent" not in told.stdout
+
+
+def test_help_is_quick_because_it_imports_nothing_it_does_not_need() -> None:
+    code = "import sys, gateway.cli; print(sorted({'aiohttp', 'structlog', 'gateway.demo'} & sys.modules.keys()))"
+
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert told.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("service", ["catalog", "info", "ratings"])
+def test_a_service_alone_says_where_it_listens_and_ends_when_told(service: str) -> None:
+    with running("demo", service, "--port", "0", until="ready") as alone:
+        url = alone.urls[""]
+        health = ask("GET", f"{url}/health").status
+        ended = alone.end(signal.SIGINT if service == "info" else signal.SIGTERM)
+
+    assert url.startswith("http://127.0.0.1:")
+    assert health == 200
+    assert ended == (0, "", "")
+    assert not listens(alone.ports[""])
+
+
+def test_options_of_all_three_hold_for_one_alone() -> None:
+    with running("demo", "--ratings-port", "0", "--host", "localhost", "ratings", until="ready") as alone:
+        assert alone.urls[""].startswith("http://localhost:")
+        assert ask("GET", f"{alone.urls['']}/ratingsdata/user/ada").status == 200
+
+
+def test_the_demo_says_where_its_services_are_and_what_to_try() -> None:
+    with running("demo", *ANY_PORTS, "--host", "0.0.0.0", "--admin-port", "1") as demo:  # noqa: S104 - in a test
+        said = demo.said
+
+    urls = demo.urls
+    assert said[:3] == [f"{name} ready {urls[name]}" for name in ("catalog", "info", "ratings")]
+    assert any(f"curl 'http://127.0.0.1:{demo.ports['catalog']}/catalog/ada'" in line for line in said)
+
+
+@pytest.mark.parametrize("option", ["--catalog-port", "--info-port", "--ratings-port"])
+def test_a_port_that_is_taken_is_named_with_its_option(option: str, taken: int) -> None:
+    told = gateway("demo", *ANY_PORTS, option, str(taken))
+
+    assert told.returncode == 1
+    assert told.stdout == ""
+    assert told.stderr == f"Error: port {taken} on 127.0.0.1 is taken; choose another with {option} (0: any free)\n"
+
+
+def test_a_port_that_is_taken_is_named_by_a_service_alone(taken: int) -> None:
+    told = gateway("demo", "info", "--port", str(taken))
+
+    assert told.returncode == 1
+    assert told.stderr == f"Error: port {taken} on 127.0.0.1 is taken; choose another with --port (0: any free)\n"
+
+
+def test_a_port_is_free_again_at_once() -> None:
+    with socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for _ in range(2):
+        with running("demo", "ratings", "--port", str(port), until="ready") as alone:
+            assert ask("GET", f"{alone.urls['']}/ratingsdata/user/ada").status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "complaint"),
+    [
+        ("nowhere.invalid", "Error: the host 'nowhere.invalid' is not known"),
+        ("192.0.2.1", "Error: port 0 on 192.0.2.1 cannot be had"),
+    ],
+)
+def test_a_host_that_is_not_ours_is_named(host: str, complaint: str) -> None:
+    told = gateway("demo", *ANY_PORTS, "--host", host)
+
+    assert told.returncode == 1
+    assert told.stderr.startswith(complaint)
+    assert len(told.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("demo", "nonsense"),
+        ("demo", "--port", "8083"),
+        ("demo", "info", "--port", "65536"),
+        ("demo", "catalog", "--info-url", "localhost:8082"),
+        ("demo", "catalog", "--ratings-url", "ftp://localhost"),
+    ],
+)
+def test_a_wrong_use_exits_with_2_and_says_why(arguments: tuple[str, ...]) -> None:
+    told = gateway(*arguments)
+
+    assert told.returncode == 2
+    assert "Error: " in told.stderr
+    assert "Traceback" not in told.stderr
