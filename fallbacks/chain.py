@@ -132,10 +132,10 @@ def degraded(answer: Answer[Any], question: Question) -> Answer[Any]:
 
 
 def dismiss(promise: object) -> None:
-    """Close a coroutine that will not be awaited, so that Python does not complain of it."""
-    close = getattr(promise, "close", None)
-    if close is not None:
-        close()
+    """Close a coroutine that will not be awaited, so that Python does not complain of it; a task is cancelled."""
+    end = getattr(promise, "close", None) or getattr(promise, "cancel", None)
+    if end is not None:
+        end()
 
 
 def cancels() -> int:

@@ -16,7 +16,7 @@ from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, Flag
 from hashlib import sha256
 from itertools import islice
 from math import ceil, inf
@@ -63,6 +63,7 @@ class LastGood:
         "_copy",
         "_entries",
         "_pending",
+        "_pending_bytes",
         "_store",
         "_writer",
         "after_unknown",
@@ -97,7 +98,8 @@ class LastGood:
         self._store = store
         self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
         self._bytes = 0
-        self._pending: OrderedDict[Hashable, dict[str, Any]] = OrderedDict()
+        self._pending: OrderedDict[Hashable, tuple[dict[str, Any], int]] = OrderedDict()
+        self._pending_bytes = 0
         self._writer: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -127,7 +129,7 @@ class LastGood:
             entry = (mine, now, size_of(mine), mine is value)
         self._put(key, entry)
         if self._store is not None:
-            self._write_behind(key, entry[0])
+            self._write_behind(key, entry[0], entry[2])
 
     def answer(self, question: Question, /) -> Answer[Any] | Awaitable[Answer[Any] | None] | None:
         """The last good value, with its age."""
@@ -151,10 +153,11 @@ class LastGood:
 
     def stop_writing(self) -> None:
         """Give up what is still to be written behind."""
-        if self._writer is not None:
+        if self._writer is not None and not self._writer.get_loop().is_closed():  # else it is gone with its loop
             self._writer.cancel()
         self.dropped_writes += len(self._pending)
         self._pending.clear()
+        self._pending_bytes = 0
 
     def _put(self, key: Hashable, entry: Entry) -> None:
         entries = self._entries
@@ -175,20 +178,26 @@ class LastGood:
 
     # -- the store behind
 
-    def _write_behind(self, key: Hashable, value: Any) -> None:
-        self._pending.pop(key, None)
-        self._pending[key] = {"value": value, "at": wall_clock()}
-        if len(self._pending) > PENDING_WRITES:
-            self._pending.popitem(last=False)
+    def _write_behind(self, key: Hashable, value: Any, size: int) -> None:
+        pending = self._pending
+        self._pending_bytes += size - pending.pop(key, (None, 0))[1]
+        pending[key] = ({"value": value, "at": wall_clock()}, size)
+        while len(pending) > PENDING_WRITES or (self._pending_bytes > self.max_bytes and len(pending) > 1):
+            self._next_pending()  # the store is slower than the answers: the oldest are not written
             self.dropped_writes += 1
         loop = asyncio.get_running_loop()
         if self._writer is None or self._writer.done() or self._writer.get_loop() is not loop:
             self._writer = loop.create_task(self._write(), name="gateway: write behind", context=Context())
 
+    def _next_pending(self) -> tuple[Hashable, dict[str, Any]]:
+        key, (envelope, size) = self._pending.popitem(last=False)
+        self._pending_bytes -= size
+        return key, envelope
+
     async def _write(self) -> None:
         ttl = None if self.max_age == inf else ceil(self.max_age)
         while self._pending and self._store is not None:
-            key, envelope = self._pending.popitem(last=False)
+            key, envelope = self._next_pending()
             try:
                 async with asyncio.timeout(STORE_TIMEOUT):
                     await self._store.set(spelled(key), envelope, ttl=ttl, timeout=0)
@@ -199,24 +208,22 @@ class LastGood:
         entry = self._entries.get(question.key)
         try:
             envelope = await store.get(spelled(question.key), timeout=0)
+            if envelope is None:
+                return None
+            kept, age = envelope["value"], max(wall_clock() - envelope["at"], 0.0)
         except Exception as error:
             self._store_failed("read", error)
             raise
-        if not isinstance(envelope, dict) or "value" not in envelope:
-            return None
-        age = max(wall_clock() - envelope["at"], 0.0)
         if not age <= self.max_age:  # too old, or no number
             return None
-        value = copied(envelope["value"]) if self._copy else envelope["value"]
+        value = copied(kept) if self._copy else kept
         if self._entries.get(question.key) is entry:  # else a live one came meanwhile, and stays
             self._put(question.key, (value, question.now - age, size_of(value), not self._copy))
         return Answer(copied(value) if self._copy else value, Source.LAST_GOOD, age, question.error)
 
     def _store_failed(self, what: str, error: Exception) -> None:
         self.store_errors += 1
-        if (
-            self.store_errors & (self.store_errors - 1) == 0
-        ):  # the 1st, 2nd, 4th, 8th: a store that is gone is not a flood
+        if self.store_errors.bit_count() == 1:  # the 1st, 2nd, 4th, 8th: a store that is gone is not a flood
             log.warning("the store behind LastGood failed to %s, %d times so far: %r", what, self.store_errors, error)
 
 
@@ -237,6 +244,8 @@ def copied(value: Any) -> Any:
 
 def frozen(value: Any, kind: type) -> bool:
     """Whether this is a frozen record of immutable fields. A plain heir of one is not: it may hold more."""
+    if isinstance(value, (list, dict, set, bytearray)):  # a record by its fields, and more than that
+        return False
     if isinstance(value, Struct) and value.__struct_config__.frozen:
         names = value.__struct_fields__
     elif "__dataclass_params__" in vars(kind) and kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
@@ -252,10 +261,10 @@ def size_of(value: Any) -> int:
     if kind in ATOMS:
         return len(value) if kind is str or kind is bytes else ATOM_SIZE
     size = getsizeof(value)
-    if kind is dict:
+    if isinstance(value, dict):
         parts = [*islice(value.keys(), SAMPLE), *islice(value.values(), SAMPLE)]
         return size + scaled(parts, 2 * len(value))
-    if kind in {list, tuple, set, frozenset}:
+    if isinstance(value, (list, tuple, set, frozenset)):
         return size + scaled(list(islice(value, SAMPLE)), len(value))
     if isinstance(value, Struct):
         return size + sum(size_of(getattr(value, name)) for name in value.__struct_fields__)
@@ -276,18 +285,19 @@ def spelled(key: Hashable) -> str:
 
 def spelled_out(key: Hashable) -> bytes:
     """A key as bytes that no other key has: each part with its kind and its length."""
+    kind = type(key).__qualname__
     if type(key) is tuple:
         text = b"".join(map(spelled_out, key))
     elif isinstance(key, type):
-        text = f"{key.__module__}.{key.__qualname__}".encode()
-    elif isinstance(key, Enum):
-        text = spelled_out(type(key)) + str(key.name).encode()
+        kind, text = "type", f"{key.__module__}:{key.__qualname__}".encode()
+    elif isinstance(key, Enum):  # by name, which outlives a change of the value; bits without a member have no name
+        name = key.value if isinstance(key, Flag) else key.name
+        kind, text = "enum", spelled_out(type(key)) + spelled_out(name)
     elif type(key) is bytes:
         text = key
     elif type(key) in {str, int, bool, type(None)}:
         text = str(key).encode(errors="surrogatepass")
     else:
-        msg = f"a {type(key).__qualname__} in a key has no spelling that survives this process"
+        msg = f"a {kind} in a key has no spelling that survives this process"
         raise TypeError(msg)
-    kind = "type" if isinstance(key, type) else type(key).__qualname__
     return b"%s %d:%s" % (kind.encode(), len(text), text)

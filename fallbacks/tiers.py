@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
-from inspect import isawaitable, iscoroutine
+from inspect import isawaitable
 from typing import Any, Protocol
 
 from fallbacks.answer import Answer, Question, Source
+from fallbacks.chain import dismiss
 
 
 class Static:
@@ -65,8 +66,7 @@ class Later:
 
     def close(self) -> None:
         """Nobody will await it."""
-        if iscoroutine(self._value):
-            self._value.close()
+        dismiss(self._value)
 
 
 def handler(function: Callable[..., Any], *, timeout: float | None = None, after_unknown: bool = False) -> Handler:

@@ -27,6 +27,8 @@ PLAIN = frozenset({str, int, bool, bytes, type(None)})
 """Immutable, and equal only to what is the same call (given the type): these stand in a key as they are."""
 TOLD_APART_BY_TEXT = frozenset({float, complex, Decimal, Fraction, UUID, date, datetime, time, timedelta})
 """Equal values of these may still differ (0.0 and -0.0, one instant in two time zones): their text names them."""
+VALUES = (*PLAIN, *TOLD_APART_BY_TEXT, tuple, list, dict, set, frozenset, bytearray, BaseException)
+"""A frozen record that is one of these as well holds more than its fields."""
 POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 SHAPES_KEPT = 256
 
@@ -164,6 +166,8 @@ def canonical(value: Any) -> Hashable:
         return (tuple, *(canonical(part) for part in value))
     if kind in TOLD_APART_BY_TEXT and in_a_known_zone(value):
         return (kind, repr(value))
+    if isinstance(value, VALUES):
+        raise TypeError(f"a {kind.__qualname__} names no call")
     if "__dataclass_params__" in vars(kind) and kind.__dataclass_params__.frozen:  # not by heirs, who may hold more
         return (kind, *(canonical(getattr(value, field.name)) for field in fields(kind)))
     if isinstance(value, Struct) and kind.__struct_config__.frozen:

@@ -52,7 +52,7 @@ class Bulkhead:
         self._policy = policy
         self._limit = policy.limit
         self._clock = clock
-        self._waiters: OrderedDict[Waiter, None] = OrderedDict()
+        self._waiters: OrderedDict[Waiter, None] = OrderedDict()  # a set in order of arrival
         self.in_use = self.abandoned = self.peak = self.rejected = 0
 
     @property
@@ -74,9 +74,9 @@ class Bulkhead:
     def acquire_nowait(self) -> bool:
         """Take a place if one is free."""
         if self.in_use < self._limit:
+            if self.in_use == self.peak:
+                self.peak += 1
             self.in_use += 1
-            if self.in_use > self.peak:
-                self.peak = self.in_use
             return True
         return False
 
@@ -100,7 +100,7 @@ class Bulkhead:
             timer = loop.call_later(deadline - now, self._reject, waiter, self._too_late)
         elif patience < inf:
             timer = loop.call_later(patience - now, self._reject, waiter, self._waited_too_long)
-        self._waiters[waiter] = None
+        self._waiters.setdefault(waiter)
         try:
             rejection = await waiter
         except BaseException:
@@ -161,10 +161,8 @@ class Bulkhead:
             waiter, _ = self._waiters.popitem(last=False)
             # Done: cancelled in this tick, and not run yet. A loop that was closed under its waiters runs none of them.
             if not waiter.done() and not waiter.get_loop().is_closed():
+                self.acquire_nowait()
                 waiter.set_result(None)
-                self.in_use += 1
-                if self.in_use > self.peak:
-                    self.peak = self.in_use
 
     def _reject(self, waiter: Waiter, reason: Callable[[], Rejected]) -> None:
         self._waiters.pop(waiter, None)

@@ -213,10 +213,11 @@ class Operation(Generic[P, T]):
                 raise
             AMBIENT.reset(outside)
             call.at = ended_at = upstream.clock()
+            took = ended_at - sent_at
             if timer.stop() or ended_at > timer.at:
                 self.tally.overran += 1  # it comes late, but it is here
-            breaker.leave(circuit, ended_at, False, ended_at - sent_at > breaker.slow_beyond)
-            self.latency.record(ended_at - sent_at)
+            breaker.leave(circuit, ended_at, False, took > breaker.slow_beyond)
+            self.latency.record(took)
             return value
         finally:
             bulkhead.release()  # unless a thread took the place over: then its end gives it back
@@ -280,7 +281,8 @@ class Operation(Generic[P, T]):
             if call.error is not error:
                 raise call.error from None
         else:
-            cut = timer.nearer and timer.fired_at is not None  # by a deadline nearer than a try of this upstream has
+            # By a deadline nearer than a try of this upstream has; here, or in a call that the function made.
+            cut = timer.nearer and (timer.fired_at is not None or of_the_deadline(error))
             breaker.leave(circuit, now, None if cut and not ran_long else True, slow)
             call.failure = self._failure(call, timer if timed_out else None, took, error)
             if upstream.listeners.attempt_failed:
@@ -631,6 +633,11 @@ def too_late() -> DeadlineExceeded:
     late = DeadlineExceeded("the deadline passed before anything was sent")
     late.waited_for = "deadline"
     return late
+
+
+def of_the_deadline(error: BaseException) -> bool:
+    """Whether a call that the function made had no time left."""
+    return isinstance(error, DeadlineExceeded) or (isinstance(error, GatewayError) and error.waited_for == "deadline")
 
 
 def ended_from_above(call: Call, error: BaseException) -> bool:

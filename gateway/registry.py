@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop, Event, Future, Task, current_task, get_running_loop, timeout
+from asyncio import AbstractEventLoop, Event, Future, Task, current_task, get_running_loop, sleep, timeout
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -227,9 +227,10 @@ class Gateway:
     async def _join_threads(self, patience: float) -> tuple[str, ...]:
         workers = [workers for upstream in self if (workers := upstream.dismiss()) is not None]
         stuck = join_all(workers, 0.01)
-        if not stuck:
-            return ()
-        return await in_thread_of_its_own(lambda: join_all(workers, patience))
+        if stuck:
+            stuck = await in_thread_of_its_own(lambda: join_all(workers, patience))
+        await sleep(0)  # what ended in the threads meanwhile is told in the loop's next turn
+        return stuck
 
 
 async def in_thread_of_its_own(wait: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:

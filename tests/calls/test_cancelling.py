@@ -306,7 +306,9 @@ async def test_who_was_cancelled_may_still_call_while_cleaning_up(gate: Gateway)
 
 
 @pytest.mark.virtual_time
-async def test_a_tiers_own_cancelled_task_is_its_failure_even_in_a_task_that_was_cancelled_before(gate: Gateway) -> None:
+async def test_a_tiers_own_cancelled_task_is_its_failure_even_in_a_task_that_was_cancelled_before(
+    gate: Gateway,
+) -> None:
     up = gate.upstream("world", policy=Policy(retry=RetryPolicy(attempts=1)))
 
     @up.operation(idempotent=True)

@@ -145,7 +145,9 @@ async def test_a_wall_clock_that_jumps_changes_nothing(gate: Gateway, monkeypatc
 
 @pytest.mark.virtual_time
 async def test_a_loop_clock_that_jumps_an_hour_ends_all_that_was_due_once(gate: Gateway) -> None:
-    policy = replace(QUIET, bulkhead=BulkheadPolicy(limit=50, queue=50, max_wait=9.0), breaker=BreakerPolicy(min_calls=200))
+    policy = replace(
+        QUIET, bulkhead=BulkheadPolicy(limit=50, queue=50, max_wait=9.0), breaker=BreakerPolicy(min_calls=200)
+    )
     up = gate.upstream("world", policy=policy)
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualTimeLoop)
@@ -446,7 +448,10 @@ async def test_a_recursion_without_end_is_stopped_by_the_pool(gate: Gateway) -> 
 
 @pytest.mark.virtual_time
 async def test_many_upstreams_are_as_protected_as_few(gate: Gateway) -> None:  # demands, row 44
-    ups = [gate.upstream(f"world {number}", policy=replace(QUIET, bulkhead=BulkheadPolicy(limit=1, queue=0))) for number in range(500)]
+    ups = [
+        gate.upstream(f"world {number}", policy=replace(QUIET, bulkhead=BulkheadPolicy(limit=1, queue=0)))
+        for number in range(500)
+    ]
 
     async def hang() -> None:
         await asyncio.sleep(99)

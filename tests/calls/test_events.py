@@ -297,7 +297,9 @@ async def test_two_listeners_that_are_equal_are_two(gate: Gateway) -> None:
 
 
 @pytest.mark.virtual_time
-async def test_a_listener_that_raises_is_logged_and_removed_and_changes_nothing(gate: Gateway, log: Log, caplog) -> None:
+async def test_a_listener_that_raises_is_logged_and_removed_and_changes_nothing(
+    gate: Gateway, log: Log, caplog
+) -> None:
     heard = []  # peers, row 5
     up = gate.upstream("world", policy=replace(QUIET, breaker=BreakerPolicy(min_calls=2)))
 
@@ -319,7 +321,9 @@ async def test_a_listener_that_raises_is_logged_and_removed_and_changes_nothing(
     assert up.snapshot().breaker.state == "open"
 
 
-@pytest.mark.parametrize("thing", [lambda event: None, int, "CallFinished", None], ids=["function", "type", "text", "nothing"])
+@pytest.mark.parametrize(
+    "thing", [lambda event: None, int, "CallFinished", None], ids=["function", "type", "text", "nothing"]
+)
 def test_what_is_no_kind_of_event_cannot_be_listened_to(gate: Gateway, thing) -> None:
     with pytest.raises(ConfigError):
         gate.on(thing)(lambda event: None)

@@ -164,7 +164,9 @@ async def test_a_tier_of_ones_own_may_answer_without_saying_whence(failing: Oper
 
 
 @pytest.mark.virtual_time
-@pytest.mark.parametrize("nonsense", ["a text", 5, Answer("t", "a source of its own")], ids=["text", "number", "source"])
+@pytest.mark.parametrize(
+    "nonsense", ["a text", 5, Answer("t", "a source of its own")], ids=["text", "number", "source"]
+)
 async def test_a_tier_that_answers_nonsense_hands_on(failing: Operation[..., Any], nonsense) -> None:
     async def in_a_while() -> object:
         return nonsense
@@ -199,7 +201,9 @@ async def test_a_static_answers_with_anything(failing: Operation[..., Any], valu
 
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("how", ["sync", "async", "a future"])
-async def test_a_handler_gets_the_error_and_the_arguments_and_none_is_an_answer(failing: Operation[..., Any], how) -> None:
+async def test_a_handler_gets_the_error_and_the_arguments_and_none_is_an_answer(
+    failing: Operation[..., Any], how
+) -> None:
     seen: list[tuple[object, ...]] = []
 
     def sync(error: Exception, movie: str, *, deep: bool) -> None:
@@ -239,7 +243,9 @@ async def test_a_handler_of_a_method_gets_its_object(gate: Gateway) -> None:
 
 
 @pytest.mark.virtual_time
-async def test_what_a_handler_does_with_the_arguments_of_the_wrong_shape_is_its_failure(failing: Operation[..., Any]) -> None:
+async def test_what_a_handler_does_with_the_arguments_of_the_wrong_shape_is_its_failure(
+    failing: Operation[..., Any],
+) -> None:
     failing.fallback(lambda error: "too few")
     failing.fallback(Static("s"))
 
@@ -612,7 +618,13 @@ async def test_calls_are_told_apart_by_arguments_and_their_types_not_by_their_sp
     await ask(1, deep=True)
 
     with Faults(ask).chance(1.0, Boom):
-        same = [await ask(1), await ask(what=1), await ask(1, False), await ask(1, deep=False), await ask(deep=False, what=1)]
+        same = [
+            await ask(1),
+            await ask(what=1),
+            await ask(1, False),
+            await ask(1, deep=False),
+            await ask(deep=False, what=1),
+        ]
         others = [await ask(argument) for argument in (1.0, True, "1", b"1", None, (1,), (True,))]
         deep = await ask(1, True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -81,7 +82,7 @@ def test_registering_and_snapshots_need_no_loop(gate: Gateway) -> None:
     assert after.upstreams["world"].operations["ask"].counts.live == 1
 
 
-def test_a_second_loop_is_an_error_while_the_first_is_open(gate: Gateway) -> None:
+def test_a_second_loop_is_an_error_while_the_first_is_open(gate: Gateway) -> None:  # peers, row 14
     operation = sleeping(gate)
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
     try:
@@ -307,10 +308,8 @@ async def test_close_does_not_wait_for_ever_for_those_who_resist(gate: Gateway) 
     @gate.upstream("world", policy=QUIET).operation(idempotent=True)
     async def ask() -> None:
         for _ in range(3):
-            try:
+            with suppress(asyncio.CancelledError):
                 await asyncio.sleep(30)
-            except asyncio.CancelledError:
-                pass
 
     call = asyncio.ensure_future(ask())
     await steps(1)

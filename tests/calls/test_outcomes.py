@@ -217,10 +217,14 @@ async def test_which_tiers_are_asked(gate: Gateway, row: Row, idempotent) -> Non
 @pytest.mark.virtual_time
 @either_way
 @over_the_table
-async def test_another_upstream_is_asked_only_where_the_call_may_be_repeated(gate: Gateway, row: Row, idempotent) -> None:
+async def test_another_upstream_is_asked_only_where_the_call_may_be_repeated(
+    gate: Gateway, row: Row, idempotent
+) -> None:
     other = gate.upstream("other").operation(name="other", idempotent=True)(giving("elsewhere"))
     up = gate.upstream("world", policy=TWO_TRIES)
-    operation = up.operation(name="ask", idempotent=idempotent, fallback=[Alternate(other)], **row.declared)(row.function)
+    operation = up.operation(name="ask", idempotent=idempotent, fallback=[Alternate(other)], **row.declared)(
+        row.function
+    )
 
     answer = await ended(operation.ask())
 
@@ -242,7 +246,13 @@ async def test_a_value_that_is_judged_no_failure_is_the_answer(gate: Gateway, ve
 
     answer = await operation.ask()
 
-    assert (answer.value, answer.source, answer.age, answer.error, answer.degraded) == ("fine", "live", 0.0, None, False)
+    assert (answer.value, answer.source, answer.age, answer.error, answer.degraded) == (
+        "fine",
+        "live",
+        0.0,
+        None,
+        False,
+    )
 
 
 @pytest.mark.virtual_time
@@ -297,7 +307,9 @@ async def test_a_verdict_may_be_spelled_as_text(gate: Gateway, verdict: str) -> 
 @pytest.mark.parametrize("verdict", [[], {}, 5, "nonsense", object], ids=str)
 @pytest.mark.parametrize("function", [raising(Boom), giving("good")], ids=["error", "value"])
 async def test_a_judge_that_gives_nonsense_loses_no_probe(gate: Gateway, verdict, function) -> None:
-    policy = replace(QUIET, breaker=BreakerPolicy(min_calls=1, window_calls=1, open_for=1.0, probes=2, failure_rate=1.0))
+    policy = replace(
+        QUIET, breaker=BreakerPolicy(min_calls=1, window_calls=1, open_for=1.0, probes=2, failure_rate=1.0)
+    )
     up = gate.upstream("world", policy=policy)
     operation = up.operation(name="ask", classify=lambda what: verdict)(function)
     await fail_until_open(up)
@@ -342,7 +354,7 @@ async def test_a_setting_that_is_wrong_inside_a_function_is_no_failure_of_the_up
 
 
 @pytest.mark.virtual_time
-async def test_refusals_cannot_open_a_circuit(gate: Gateway) -> None:
+async def test_refusals_cannot_open_a_circuit(gate: Gateway) -> None:  # peers, row 6
     up = gate.upstream("world", policy=Policy(breaker=BreakerPolicy(min_calls=1)))
     operation = up.operation(name="ask", idempotent=True)(raising(Refused))
 

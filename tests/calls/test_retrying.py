@@ -52,7 +52,9 @@ class Flaky:
 
 
 @pytest.mark.virtual_time
-@pytest.mark.parametrize("tiers", [[], [LastGood(), Static("s")], [handler(lambda error: "h")]], ids=["none", "sync", "handler"])
+@pytest.mark.parametrize(
+    "tiers", [[], [LastGood(), Static("s")], [handler(lambda error: "h")]], ids=["none", "sync", "handler"]
+)
 async def test_with_the_default_policy_a_first_try_that_hangs_leaves_time_for_a_second(gate: Gateway, tiers) -> None:
     tries = []
 
@@ -168,7 +170,9 @@ async def test_the_default_pause_is_full_jitter_that_doubles(gate: Gateway) -> N
 @pytest.mark.virtual_time
 async def test_it_does_not_sleep_into_a_pause_that_cannot_end_in_time(gate: Gateway) -> None:  # peers, row 9
     flaky = Flaky(Boom(), Boom())
-    operation = gate.upstream("world", policy=retrying(3, wait=wait_fixed(0.5))).operation(name="ask", idempotent=True)(flaky)
+    operation = gate.upstream("world", policy=retrying(3, wait=wait_fixed(0.5))).operation(name="ask", idempotent=True)(
+        flaky
+    )
     began = now()
 
     with Deadline.after(0.4):
@@ -242,7 +246,9 @@ class Busy(Exception):
 )
 async def test_the_pause_is_at_least_what_the_upstream_asks_for(gate: Gateway, retry_after, pause) -> None:
     flaky = Flaky(Busy(retry_after))
-    operation = gate.upstream("world", policy=retrying(wait=wait_fixed(0.1))).operation(name="ask", idempotent=True)(flaky)
+    operation = gate.upstream("world", policy=retrying(wait=wait_fixed(0.1))).operation(name="ask", idempotent=True)(
+        flaky
+    )
 
     assert await operation() == "well"
     assert flaky.pauses == [pytest.approx(pause)]
@@ -284,11 +290,15 @@ async def test_any_error_may_say_how_long(gate: Gateway, error) -> None:
 
 
 @pytest.mark.virtual_time
-@pytest.mark.parametrize("nonsense", ["120", "Wed, 21 Oct 2026 07:28:00 GMT", timedelta(seconds=3), nan, [], True], ids=str)
+@pytest.mark.parametrize(
+    "nonsense", ["120", "Wed, 21 Oct 2026 07:28:00 GMT", timedelta(seconds=3), nan, [], True], ids=str
+)
 async def test_a_retry_after_that_is_no_number_is_nobodys_business(gate: Gateway, nonsense) -> None:
     up = gate.upstream("world", policy=retrying())
     again = up.operation(name="again", idempotent=True)(Flaky(Busy(nonsense)))
-    covered = up.operation(name="covered", idempotent=False, fallback=[Static("s", after_unknown=True)])(Flaky(Busy(nonsense)))
+    covered = up.operation(name="covered", idempotent=False, fallback=[Static("s", after_unknown=True)])(
+        Flaky(Busy(nonsense))
+    )
 
     assert await again() == "well"
     answer = await covered.ask()

@@ -126,7 +126,9 @@ async def test_threads_are_made_as_they_are_needed_and_used_again(gate: Gateway,
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize(("idempotent", "kind"), [(True, FailedTimeout), (None, FailedTimeout), (False, UnknownTimeout)])
+@pytest.mark.parametrize(
+    ("idempotent", "kind"), [(True, FailedTimeout), (None, FailedTimeout), (False, UnknownTimeout)]
+)
 async def test_a_thread_that_takes_too_long_keeps_its_place_until_it_ends(gate, work: Work, idempotent, kind) -> None:
     up = gate.upstream("world", policy=pool(1, attempt=0.05))  # peers, row 2
     operation = up.operation(name="ask", idempotent=idempotent)(work)
@@ -247,7 +249,9 @@ async def test_what_a_thread_raises_is_a_failure(gate: Gateway, kind: type[BaseE
 
 
 @pytest.mark.asyncio
-async def test_a_thread_that_could_not_be_started_is_a_failure_and_takes_no_place(gate, work: Work, monkeypatch) -> None:
+async def test_a_thread_that_could_not_be_started_is_a_failure_and_takes_no_place(
+    gate, work: Work, monkeypatch
+) -> None:
     up = gate.upstream("world", policy=pool(2))
     operation = up.operation(name="ask", idempotent=True)(work)
 
@@ -299,6 +303,20 @@ async def test_a_stuck_thread_is_named_when_the_gateway_closes(work: Work) -> No
     await until(lambda: not threads_of(up))
 
     assert stuck == ("world-1",)
+    assert up.snapshot().bulkhead.in_use == 0
+
+
+@pytest.mark.asyncio
+async def test_a_closed_gateway_has_the_places_of_threads_back_that_have_ended(work: Work) -> None:
+    gate = Gateway()
+    up = gate.upstream("world", policy=pool(2, attempt=0.02))
+    operation = up.operation(name="ask", idempotent=True)(work)
+    await ended(operation())
+    work.go.set()
+
+    stuck = await gate.close()
+
+    assert stuck == ()
     assert up.snapshot().bulkhead.in_use == 0
 
 

@@ -45,7 +45,9 @@ def limited(call: float, attempt: float | None = None, **others: Any) -> Policy:
 
 
 @pytest.mark.virtual_time
-@pytest.mark.parametrize(("idempotent", "kind"), [(True, FailedTimeout), (None, FailedTimeout), (False, UnknownTimeout)])
+@pytest.mark.parametrize(
+    ("idempotent", "kind"), [(True, FailedTimeout), (None, FailedTimeout), (False, UnknownTimeout)]
+)
 async def test_a_try_ends_at_its_limit(gate: Gateway, idempotent, kind) -> None:
     operation = gate.upstream("world", policy=limited(5.0, 0.3)).operation(idempotent=idempotent)(hanging)
     began = now()
@@ -56,6 +58,24 @@ async def test_a_try_ends_at_its_limit(gate: Gateway, idempotent, kind) -> None:
     assert type(error) is kind
     assert error.waited_for == "attempt"
     assert "0.300 s" in str(error)
+
+
+@pytest.mark.virtual_time
+async def test_calls_that_begin_one_after_the_other_end_each_at_its_own_limit(gate: Gateway) -> None:  # peers, row 16
+    policy = limited(5.0, 0.5, bulkhead=BulkheadPolicy(limit=100))
+    operation = gate.upstream("world", policy=policy).operation(idempotent=True)(hanging)
+
+    async def timed() -> float:
+        began = now()
+        await ended(operation())
+        return now() - began
+
+    calls = []
+    for _ in range(50):
+        calls.append(asyncio.ensure_future(timed()))
+        await asyncio.sleep(0.013)
+
+    assert await asyncio.gather(*calls) == pytest.approx([0.5] * 50)
 
 
 @pytest.mark.virtual_time
@@ -350,7 +370,9 @@ async def test_tries_end_where_the_time_of_the_tiers_begins(gate: Gateway, tiers
 
 @pytest.mark.virtual_time
 @pytest.mark.parametrize(("seconds", "sent_until"), [(1.0, 0.9), (0.4, 0.3), (0.1, 0.05)])
-async def test_under_a_near_deadline_the_tiers_get_their_time_but_at_most_half(gate: Gateway, seconds, sent_until) -> None:
+async def test_under_a_near_deadline_the_tiers_get_their_time_but_at_most_half(
+    gate: Gateway, seconds, sent_until
+) -> None:
     operation = gate.upstream("world", policy=limited(2.0, 2.0)).operation(idempotent=True)(hanging)
     began = now()
     asked_after = []
@@ -672,6 +694,7 @@ async def test_a_hang_further_in_is_seen_by_the_circuit_there(gate: Gateway, how
 async def test_a_caller_who_leaves_is_no_evidence_anywhere(gate: Gateway, seconds: float) -> None:
     inner, outer = gate.upstream("inner"), gate.upstream("outer")
     inside = inner.operation(name="inside", idempotent=True)(hanging)
+
     @outer.operation(idempotent=True)
     async def outside() -> None:
         await inside()
@@ -700,6 +723,27 @@ async def test_a_call_that_is_cut_as_soon_as_it_begins_is_no_evidence_further_in
     await ended(outside())
 
     assert inner.snapshot().breaker.calls == 0
+
+
+@pytest.mark.virtual_time
+async def test_a_caller_with_a_few_milliseconds_cannot_open_the_circuit_of_a_call_around_another(gate: Gateway) -> None:
+    inner, outer = gate.upstream("inner"), gate.upstream("outer")
+    inside = inner.operation(name="inside", idempotent=True)(hanging)
+
+    @inside.fallback
+    async def plan_b(error: Exception) -> None:
+        raise Boom
+
+    @outer.operation(idempotent=True)
+    async def outside() -> None:
+        await inside()
+
+    for _ in range(20):
+        with Deadline.after(0.005):
+            assert type(await ended(outside())) is FailedTimeout
+
+    assert outer.snapshot().breaker.state == inner.snapshot().breaker.state == "closed"
+    assert outer.snapshot().breaker.failures == 0
 
 
 @pytest.mark.virtual_time

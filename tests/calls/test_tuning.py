@@ -15,6 +15,7 @@ from gateway import (
     BreakerPolicy,
     BulkheadPolicy,
     ConfigError,
+    Deadline,
     FailedTimeout,
     Gateway,
     Operation,
@@ -119,7 +120,12 @@ def test_fields_that_cannot_work_change_nothing(up: Upstream, changes, field: st
 
 @pytest.mark.parametrize(
     ("change", "meant"),
-    [("bulkhead.limits", "limit"), ("bulkheads.limit", "bulkhead.limit"), ("limit", None), ("fallback_time", "fallback_timeout")],
+    [
+        ("bulkhead.limits", "limit"),
+        ("bulkheads.limit", "bulkhead.limit"),
+        ("limit", None),
+        ("fallback_time", "fallback_timeout"),
+    ],
 )
 def test_an_unknown_field_is_an_error_that_guesses_what_was_meant(up: Upstream, change: str, meant: str | None) -> None:
     with pytest.raises(UnknownName) as caught:
@@ -276,7 +282,9 @@ async def test_the_state_of_the_circuit_survives_in_every_state(up: Upstream, as
         up.breaker.admit().failed()
     before = up.snapshot().breaker
 
-    up.tune(breaker=BreakerPolicy(min_calls=9, open_for=7.0, probes=9, failure_rate=0.7), bulkhead=BulkheadPolicy(limit=3))
+    up.tune(
+        breaker=BreakerPolicy(min_calls=9, open_for=7.0, probes=9, failure_rate=0.7), bulkhead=BulkheadPolicy(limit=3)
+    )
     after = up.snapshot().breaker
 
     assert before.state == after.state == state
@@ -341,8 +349,6 @@ async def test_evidence_follows_the_limits_of_the_operation(up: Upstream, ask) -
 
     async with asyncio.timeout(5.0):
         for operation in (ask, own):
-            from gateway import Deadline
-
             with Deadline.after(0.15):
                 await ended(operation())
 
@@ -426,8 +432,14 @@ def test_warnings_follow_the_policy_and_each_is_logged_when_it_comes_up(gate: Ga
 
 @pytest.mark.parametrize(
     ("limit", "window_for", "attempt", "min_calls", "unwise"),
-    [(20, 10.0, 10.0, 10, False), (1, 10.0, 3.0, 3, False), (1, 10.0, 3.0, 5, True), (10, 10.0, 10.0, 10, False), (9, 10.0, 10.0, 10, True)],
-)  # fmt: skip
+    [
+        (20, 10.0, 10.0, 10, False),
+        (1, 10.0, 3.0, 3, False),
+        (1, 10.0, 3.0, 5, True),
+        (10, 10.0, 10.0, 10, False),
+        (9, 10.0, 10.0, 10, True),
+    ],
+)
 def test_a_circuit_that_cannot_open_on_timeouts_is_unwise(gate, limit, window_for, attempt, min_calls, unwise) -> None:
     policy = Policy(
         bulkhead=BulkheadPolicy(limit=limit),

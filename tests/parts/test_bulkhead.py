@@ -557,6 +557,15 @@ async def test_a_clock_that_jumps_an_hour_ends_every_wait_once() -> None:
     assert_idle(bulkhead)
 
 
+async def test_a_pool_that_stays_full_keeps_nothing_of_those_who_gave_up() -> None:
+    bulkhead = full_pool(queue=100, max_wait=1.0)
+
+    callers = [create_task(bulkhead.acquire()) for _ in range(100)]
+    await ending(*callers)
+
+    assert not bulkhead._waiters
+
+
 # -- sending all waiters away
 
 
@@ -571,6 +580,7 @@ async def test_all_who_wait_can_be_sent_away_each_with_an_error_of_its_own() -> 
     bulkhead.reject_waiters(shut)
 
     assert bulkhead.waiting == 0
+    assert not bulkhead._waiters
     ends = await ending(*waiters)
     assert [type(end) for end in ends] == [CircuitOpen] * 3
     assert len({id(end) for end in ends}) == 3
@@ -1120,3 +1130,45 @@ async def test_a_pool_needs_no_loop_until_somebody_waits() -> None:
     done: Future[tuple[bool, bool]] = get_running_loop().run_in_executor(None, without_a_loop)
 
     assert await done == (False, True)
+
+
+def test_waiters_whose_loop_was_closed_under_them_are_passed_over() -> None:
+    bulkhead = full_pool(max_wait=1.0)
+    dead = asyncio.new_event_loop()
+    left_behind = [bulkhead.acquire() for _ in range(3)]
+
+    async def wait() -> None:
+        for waiting in left_behind:
+            waiting.send(None)
+
+    async def on_another_loop() -> str:
+        waiter = await queued(bulkhead)
+        bulkhead.release()
+        await waiter
+        return "has its place"
+
+    dead.run_until_complete(wait())
+    dead.close()
+    with asyncio.Runner() as runner:
+        end = runner.run(on_another_loop())
+    for waiting in left_behind:
+        waiting.close()
+
+    assert end == "has its place"
+    assert (bulkhead.in_use, bulkhead.waiting) == (1, 0)
+
+
+def test_waiters_whose_loop_was_closed_under_them_can_be_sent_away_without_a_word() -> None:
+    bulkhead = full_pool()
+    dead = asyncio.new_event_loop()
+    left_behind = bulkhead.acquire()
+
+    async def wait() -> None:
+        left_behind.send(None).add_done_callback(lambda _: None)  # as a task does, to be woken
+
+    dead.run_until_complete(wait())
+    dead.close()
+    bulkhead.reject_waiters(shut)
+    left_behind.close()
+
+    assert (bulkhead.in_use, bulkhead.waiting) == (1, 0)

@@ -573,6 +573,25 @@ async def test_a_pool_can_grow_again_after_it_has_shrunk(crew: Crew) -> None:
     await until(lambda: crew.alive <= 4)
 
 
+@pytest.mark.asyncio
+async def test_a_pool_that_shrank_under_way_and_grew_again_begins_new_calls_at_once(crew: Crew) -> None:
+    old = [Blocked() for _ in range(4)]
+    calls = [create_task(crew.call(blocked)) for blocked in old]
+    await until(lambda: all(blocked.running for blocked in old))
+
+    crew.resize(1)
+    old[0].end.set()
+    await calls[0]
+    crew.resize(4)
+    value = await crew.call(lambda: "at once")
+
+    assert value == "at once"
+    assert [blocked.running for blocked in old] == [0, 1, 1, 1]
+    for blocked in old:
+        blocked.end.set()
+    await asyncio.gather(*calls)
+
+
 # -- the end
 
 

@@ -243,6 +243,8 @@ class Walk:
         assert (bulkhead.in_use, bulkhead.waiting) == (model.in_use, len(model.waiting))
         assert (bulkhead.abandoned, bulkhead.rejected) == (model.abandoned, model.rejected)
         assert bulkhead.peak == model.peak
+        about_to_leave = sum(caller.cancelled for caller in self.callers)
+        assert len(bulkhead._waiters) <= bulkhead.waiting + about_to_leave, "nothing is kept of those who left"
 
     def finish(self) -> None:
         """Everybody goes home: nothing is left."""
