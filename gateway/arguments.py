@@ -23,9 +23,11 @@ from msgspec import Struct
 
 from gateway.outcome import KeyNeeded
 
-PLAIN = frozenset({str, int, bool, bytes, type(None)})
+PLAIN: frozenset[type] = frozenset({str, int, bool, bytes, type(None)})
 """Immutable, and equal only to what is the same call (given the type): these stand in a key as they are."""
-TOLD_APART_BY_TEXT = frozenset({float, complex, Decimal, Fraction, UUID, date, datetime, time, timedelta})
+TOLD_APART_BY_TEXT: frozenset[type] = frozenset(
+    {float, complex, Decimal, Fraction, UUID, date, datetime, time, timedelta}
+)
 """Equal values of these may still differ (0.0 and -0.0, one instant in two time zones): their text names them."""
 VALUES = (*PLAIN, *TOLD_APART_BY_TEXT, tuple, list, dict, set, frozenset, bytearray, BaseException)
 """A frozen record that is one of these as well holds more than its fields."""

@@ -178,11 +178,11 @@ def hints(urls: dict[str, str]) -> str:
     """What to try first."""
     catalog, ratings = urls["catalog"], urls["ratings"]
     return f"""
-  look at it             {catalog}/
-  a user's films         curl '{catalog}/catalog/ada'
+  look at it               {catalog}/
+  a user's films           curl '{catalog}/catalog/ada'
   and where they are from  curl '{catalog}/catalog/ada?explain=1'
-  let ratings hang       curl -X POST {ratings}/fault/hang
-  let them recover       curl -X POST {ratings}/fault/none
+  let ratings hang         curl -X POST {ratings}/fault/hang
+  let them recover         curl -X POST {ratings}/fault/none
 Ctrl-C ends it."""
 
 

@@ -76,7 +76,7 @@ class RetryPolicy:
     """How often to try, and how long to wait in between. Only what is safe to repeat is ever repeated."""
 
     attempts: float = 2
-    """Tries in all; 1 = no retry, inf = while there is time. Two, because a third mostly adds load to an upstream that is ill (Google SRE)."""
+    """Tries in all; 1 = no retry, inf = while time lasts. Two: a third mostly adds load to what is ill (Google SRE)."""
     wait: Wait = wait_random_exponential(multiplier=0.1, max=2.0)
     """Any tenacity wait strategy. Full jitter: 0 to min(2, 0.1 x 2^n) s (AWS, Exponential Backoff And Jitter)."""
     min_try: float = 0.05

@@ -484,7 +484,7 @@ def test_a_bulkhead_alone() -> None:
 
 
 def test_a_retry_alone() -> None:
-    retry = Retry(RetryPolicy(attempts=3, wait=wait_fixed(0.5)), random=Random(1))  # noqa: S311 - a test
+    retry = Retry(RetryPolicy(attempts=3, wait=wait_fixed(0.5)), random=Random(1))
 
     assert retry.pause(1, ValueError(), Outcome.FAILED, 10.0) == 0.5
     assert retry.pause(3, ValueError(), Outcome.FAILED, 10.0) is None

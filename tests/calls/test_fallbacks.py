@@ -186,6 +186,42 @@ async def test_a_tier_that_answers_nonsense_hands_on(failing: Operation[..., Any
     assert counted(failing.upstream)["fallback_failed"] == 2
 
 
+class Unprintable(Exception):
+    def __repr__(self) -> str:
+        raise ValueError("it cannot be printed")
+
+    __str__ = __repr__
+
+
+@pytest.mark.xfail(strict=True, reason="finding D5: the note of a tier prints its error")
+@pytest.mark.virtual_time
+async def test_a_tier_whose_error_cannot_even_be_printed_hands_on(failing: Operation[..., Any]) -> None:
+    def raises(error: Exception) -> None:
+        raise Unprintable
+
+    failing.fallback(raises)
+    failing.fallback(Static("s"))
+
+    answer = await failing.ask()
+
+    assert answer.value == "s"
+    assert "raises" in answer.error.__notes__[0]
+
+
+@pytest.mark.virtual_time
+async def test_an_error_that_cannot_even_be_printed_is_a_failure_like_others(gate: Gateway) -> None:
+    up = gate.upstream("world", policy=QUIET)
+
+    @up.operation(idempotent=True)
+    async def ask() -> None:
+        raise Unprintable
+
+    error = await ended(ask())
+
+    assert type(error) is Failed
+    assert "Unprintable" in str(error)
+
+
 # -- Static, handler
 
 

@@ -140,7 +140,7 @@ class Service:
             self._enter()
             try:
                 await page()
-            except Exception as error:  # noqa: BLE001 - whatever went wrong, the visitor sees a page that says so
+            except Exception as error:
                 visit.error = error
             finally:
                 self._leave()
@@ -181,7 +181,7 @@ async def outcome_of(awaitable: Awaitable[object]) -> Visit:
     watch, visit = Stopwatch(), Visit(0.0)
     try:
         await awaitable
-    except Exception as error:  # noqa: BLE001 - the error is the figure
+    except Exception as error:
         visit.error = error
     visit.took = watch.seconds
     return visit
@@ -714,7 +714,7 @@ async def fewest_failures_that_open(breaker: BreakerPolicy, *, calls: int, pause
         b = gate.upstream("b", policy=Policy(retry=NO_RETRY, breaker=breaker))
         ask = b.operation(idempotent=True)(page_without_b)
         script = [True] * failures + [False] * (calls - failures)
-        Random(failures).shuffle(script)  # noqa: S311 - the same order in every run
+        Random(failures).shuffle(script)
         with Faults(ask) as faults:
             for fails in script:
                 _ = faults.error(ConnectionError()) if fails else faults.value("page")

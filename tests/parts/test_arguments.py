@@ -608,6 +608,16 @@ def test_what_is_named_without_binding_is_what_binding_names(function: Callable[
         assert args + tail == arguments.bound(args, {})
 
 
+def test_what_must_be_given_by_name_has_no_key_by_place_however_often_it_was_named() -> None:
+    def strict(*, deep: Any = False) -> None: ...
+
+    call = named(strict)
+    call()
+
+    with pytest.raises(TypeError, match="too many positional"):
+        call(False)
+
+
 # -- bounds
 
 

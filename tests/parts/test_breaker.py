@@ -498,7 +498,7 @@ def test_without_jitter_nothing_is_drawn(clock):
 def test_the_jitter_is_the_same_for_the_same_seed(clock):
     policy = replace(SMALL, open_jitter=0.5)
 
-    first, second = (opened(clock, policy, random=Random(7).random).snapshot().open_until for _ in range(2))  # noqa: S311
+    first, second = (opened(clock, policy, random=Random(7).random).snapshot().open_until for _ in range(2))
 
     assert first == second
     assert 105.0 < first < 107.5

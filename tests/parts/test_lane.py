@@ -532,7 +532,7 @@ async def test_on_an_ordinary_loop_limits_end_in_real_time() -> None:
     with pytest.raises(TimeoutError):
         await limited(lane, sleep(5), cutoff=lane.clock() + 0.01)
 
-    assert 0.03 - 2 * HALF_MICROSECOND <= monotonic() - began_at < 2.0
+    assert 0.03 - 2 * HALF_MICROSECOND <= monotonic() - began_at < 10.0
     assert lane.running == 0
 
 
@@ -560,7 +560,7 @@ def test_on_uvloop_limits_end_in_real_time_and_never_too_soon() -> None:
 
     assert left == 0
     assert len(took) == 25
-    assert all(limit - 2 * HALF_MICROSECOND <= real < limit + 1.0 for limit, real in took), took
+    assert all(limit - 2 * HALF_MICROSECOND <= real < limit + 5.0 for limit, real in took), took
 
 
 # -- many

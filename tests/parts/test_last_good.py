@@ -685,6 +685,7 @@ async def test_a_caller_that_changes_its_value_changes_nothing_in_the_store(kind
     first = await asked(reader)
     assert first is not None
     change(first.value)
+    change(served(reader, at=now()))
 
     assert store._cache[spelled("k")]["value"] == make()
     assert served(reader, at=now()) == make()

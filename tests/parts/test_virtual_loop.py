@@ -343,14 +343,6 @@ def test_a_loop_that_waits_for_a_thread_without_end_says_so_instead_of_hanging()
     end.set()
 
 
-def test_patience_is_for_each_wait_and_not_for_all_together() -> None:
-    async def main() -> None:
-        for _ in range(5):
-            await asyncio.to_thread(time.sleep, 0.02)
-
-    run(main, patience=0.09)
-
-
 # -- with the rest
 
 

@@ -286,7 +286,7 @@ class Pair:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_it_agrees_with_the_model_at_every_step(seed):
-    random = Random(seed)  # noqa: S311 - the same schedules in every run
+    random = Random(seed)
     steps = 0
 
     for _ in range(CIRCUITS_PER_SEED):

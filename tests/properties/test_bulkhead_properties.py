@@ -303,7 +303,7 @@ PATIENCES = (0.0, 0.5, 1.0, 3.0, inf)
 
 @pytest.mark.parametrize("seed", range(WALKS))
 def test_a_pool_does_what_the_model_says_over_a_hundred_thousand_steps(seed: int, hand_turned: VirtualTimeLoop) -> None:
-    random = Random(seed)  # noqa: S311 - the same schedule in every run
+    random = Random(seed)
     walk = Walk(hand_turned, 2, 4, 3.0)
     actions = {
         lambda: walk.arrive(random.choice(PATIENCES) * random.random() if random.random() < 0.3 else inf): 40,

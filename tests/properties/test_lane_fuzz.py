@@ -201,7 +201,7 @@ async def ask(script: Script, call: Function, log: Log, began_at: float) -> None
 
 async def played(seed: int, limit: Any) -> Log:
     """What happens to six callers under limits of this kind."""
-    random = Random(seed)  # noqa: S311 - the same calls for every kind
+    random = Random(seed)
     loop = get_running_loop()
     began_at = loop.time()
     log: Log = []

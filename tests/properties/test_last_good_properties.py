@@ -65,7 +65,7 @@ def a_value(random: Random, step: int) -> Any:
 
 @pytest.mark.parametrize("seed", range(WALKS))
 def test_it_holds_what_the_model_holds_and_keeps_its_bounds_at_every_step(seed: int) -> None:
-    random = Random(seed)  # noqa: S311 - the same walk in every run
+    random = Random(seed)
     knobs = {
         "max_age": random.choice([0.5, 10.0, 1000.0, inf]),
         "max_entries": random.choice([1, 2, 5, 20, inf]),

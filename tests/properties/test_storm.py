@@ -82,7 +82,7 @@ class Storm:
     """One storm. `resisting`: some functions swallow their cancel, so that some calls end late."""
 
     def __init__(self, seed: int, *, resisting: bool) -> None:
-        self.random = Random(seed)  # noqa: S311 - the same storm in every run
+        self.random = Random(seed)
         self.resisting = resisting
         self.gate = Gateway()
         self.events: list[Event] = []
@@ -384,7 +384,7 @@ class ThreadStorm:
     """Plain functions, real threads, real time."""
 
     def __init__(self, seed: int) -> None:
-        self.random = Random(seed)  # noqa: S311 - as above
+        self.random = Random(seed)
         self.lock = threading.Lock()
         self.running = self.most = 0
         self.user: contextvars.ContextVar[int] = contextvars.ContextVar("user")

@@ -50,7 +50,7 @@ class Work:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_never_more_run_than_have_a_place_whoever_leaves_and_whatever_the_size(seed: int) -> None:
-    random = Random(seed)  # noqa: S311 - the same schedule in every run, as far as threads allow
+    random = Random(seed)
     bulkhead = Bulkhead(BulkheadPolicy(limit=3, queue=inf, max_wait=inf))
     pool = ThreadPool("u", bulkhead, asyncio.get_running_loop())
     work = Work(bulkhead)
@@ -97,7 +97,7 @@ async def test_never_more_run_than_have_a_place_whoever_leaves_and_whatever_the_
 @pytest.mark.asyncio
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_shrinking_under_way_interrupts_nobody_and_loses_no_place(seed: int) -> None:
-    random = Random(seed)  # noqa: S311 - as above
+    random = Random(seed)
     bulkhead = Bulkhead(BulkheadPolicy(limit=8, queue=inf, max_wait=inf))
     pool = ThreadPool("u", bulkhead, asyncio.get_running_loop())
     work = Work(bulkhead)
