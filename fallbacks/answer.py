@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from msgspec import Struct
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Source(StrEnum):
@@ -26,10 +26,10 @@ class Source(StrEnum):
 LIVE = Source.LIVE  # a module global: reading a member through its class costs a descriptor call on every answer
 
 
-class Answer(Struct, Generic[T], frozen=True):
+class Answer(Struct, Generic[T_co], frozen=True):
     """A value and where it came from. `age` is in seconds; `error` says why it is not live, None if it is."""
 
-    value: T
+    value: T_co
     source: Source = LIVE
     age: float = 0.0
     error: Exception | None = None

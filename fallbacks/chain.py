@@ -17,6 +17,10 @@ Scope = Callable[[float], AbstractContextManager[object]]
 """Makes an instant the ambient deadline, for tiers that call other upstreams."""
 
 
+LONGEST = 300
+"""Characters of a foreign error that go into a message or a note."""
+
+
 class Fallback:
     """The tiers in order. Each is limited in time, and in how many may be in it at once: a counter that never waits.
 
@@ -59,7 +63,7 @@ class Fallback:
                 answer = await self._ask(place, tier, question)
             except Exception as error:  # noqa: BLE001 - whatever it raises, the next tier is asked
                 self.failed += 1
-                question.error.add_note(f"{name_of(tier)} failed: {error!r}")
+                question.error.add_note(f"{name_of(tier)} failed: {told(error)}")
             except asyncio.CancelledError:
                 if cancels() > before:  # the caller left, not something inside
                     raise
@@ -129,6 +133,15 @@ def degraded(answer: Answer[Any], question: Question) -> Answer[Any]:
     """A tier's answer that does not say what it stands in for."""
     source = Source.HANDLER if answer.source is Source.LIVE else answer.source
     return msgspec.structs.replace(answer, source=source, error=question.error)
+
+
+def told(error: BaseException) -> str:
+    """An error in a message: short, whatever its `repr` does."""
+    try:
+        text = repr(error)
+    except Exception:  # noqa: BLE001 - a broken __repr__ must not replace the error
+        text = type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def dismiss(promise: object) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from math import inf
 from random import random as uniform
 from time import monotonic
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import ClassVar, Literal, Self, TypeVar, cast
 
 from gateway.context import HALF_MICROSECOND, Clock
 from gateway.outcome import CircuitOpen
@@ -301,11 +301,11 @@ class CircuitBreaker:
         while (ends_at := self._ends_at()) - now <= HALF_MICROSECOND:
             due = round(ends_at, 6)  # to the microsecond, else the roundings of many rounds would add up
             state = self._state
-            if type(state) is Open:
-                self._half_open(state, due)
-            elif type(state) is HalfOpen and self._ends_well(state):
+            if type(state) is not HalfOpen:
+                self._half_open(cast("Open", state), due)  # no other state ends by itself
+            elif self._ends_well(state):
                 self._become(Closed(self._new_window(due)), due)
-            elif type(state) is HalfOpen:
+            else:
                 self._skip_idle_rounds(self._open(due, state.in_a_row + 1), now)
         return self._state
 

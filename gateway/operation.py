@@ -15,7 +15,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from fallbacks.answer import LIVE, Answer, Question, Source, Tier
-from fallbacks.chain import Fallback
+from fallbacks.chain import Fallback, told
 from fallbacks.last_good import LastGood
 from fallbacks.tiers import Alternate, Static, handler
 from gateway.arguments import Arguments, Keys
@@ -56,8 +56,6 @@ T = TypeVar("T")
 H = TypeVar("H", bound=Callable[..., Any])
 A = TypeVar("A", bound=Tier)
 CANCELLED = Outcome.CANCELLED  # module globals: reading a member through its class costs a descriptor call
-LONGEST = 300
-"""Characters of a foreign error that go into our message; the whole of it is the cause."""
 GRACE = 0.05
 """A try that was told to end, and ends later than this, in seconds, has overrun."""
 
@@ -617,15 +615,6 @@ def classified(
         return value
 
     return send_and_judge
-
-
-def told(error: BaseException) -> str:
-    """An error in a message: short, whatever its `repr` does."""
-    try:
-        text = repr(error)
-    except Exception:  # noqa: BLE001 - a broken __repr__ must not replace the error
-        text = type(error).__name__
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def too_late() -> DeadlineExceeded:

@@ -130,10 +130,30 @@ async def test_a_tier_is_asked_with_all_there_is_to_know(failing: Operation[...,
     assert question.error is answer.error
     assert question.now == began
     assert question.deadline == began + 20.0
-    assert (question.outcome, question.idempotent) == ("failed", True)
+    assert (question.outcome, question.idempotent, question.not_sent) == ("failed", True, False)
     assert question.key is not None
     with pytest.raises(AttributeError):
         question.key = None  # type: ignore[misc]
+
+
+@pytest.mark.virtual_time
+async def test_a_tier_is_told_when_nothing_was_sent(gate: Gateway) -> None:
+    tier = Recording(Answer("t", Source.STATIC))
+    up = gate.upstream("world", policy=QUIET)
+
+    @up.operation(idempotent=False, fallback=[tier])
+    async def ask() -> None:
+        raise NotSent
+
+    await ask()
+    up.isolate()
+    await ask()
+    up.restore()
+
+    assert [(question.outcome, question.not_sent) for question in tier.questions] == [
+        ("failed", True),
+        ("rejected", True),
+    ]
 
 
 @pytest.mark.virtual_time
@@ -193,7 +213,6 @@ class Unprintable(Exception):
     __str__ = __repr__
 
 
-@pytest.mark.xfail(strict=True, reason="finding D5: the note of a tier prints its error")
 @pytest.mark.virtual_time
 async def test_a_tier_whose_error_cannot_even_be_printed_hands_on(failing: Operation[..., Any]) -> None:
     def raises(error: Exception) -> None:

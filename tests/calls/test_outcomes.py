@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import traceback
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -602,6 +604,52 @@ async def test_no_memory_is_left_by_failed_calls_once_the_collector_has_run(gate
         await operation()
 
     assert ours() <= before
+
+
+CIRCLE = "finding D7: a degraded answer's error leads to the frame that holds the answer"
+
+
+class Argument:
+    """Something large, for example."""
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize(
+    "way",
+    [
+        "failed",
+        "rejected",
+        "refused",
+        "retried",
+        pytest.param("degraded", marks=pytest.mark.xfail(strict=True, reason=CIRCLE)),
+        pytest.param("rejected and degraded", marks=pytest.mark.xfail(strict=True, reason=CIRCLE)),
+    ],
+)
+async def test_what_a_call_was_asked_with_is_free_as_soon_as_the_error_is(gate: Gateway, way: str) -> None:
+    up = gate.upstream("world", policy=TWO_TRIES)
+    tiers = [Static(0)] if "degraded" in way else []
+    kind = Refused if way == "refused" else NotSent if way == "retried" else Boom
+
+    @up.operation(fallback=tiers)
+    async def ask(what: Argument) -> None:
+        raise kind
+
+    if "rejected" in way:
+        up.isolate()
+    argument = Argument()
+    alive = weakref.ref(argument)
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(Exception):
+            await ask(argument)
+        del argument
+        free = alive() is None
+    finally:
+        gc.enable()
+    up.restore()
+
+    assert free
 
 
 def test_the_tree_of_errors() -> None:

@@ -183,6 +183,19 @@ async def test_it_does_not_sleep_into_a_pause_that_cannot_end_in_time(gate: Gate
 
 
 @pytest.mark.virtual_time
+async def test_a_pause_must_end_before_the_time_of_the_tiers_begins(gate: Gateway) -> None:
+    policy = replace(retrying(2, wait=wait_fixed(1.2)), timeout=TimeoutPolicy(call=2.0))
+    flaky = Flaky(Boom(), Boom())
+    operation = gate.upstream("world", policy=policy).operation(name="ask", idempotent=True)(flaky)
+    operation.fallback(timeout=1.0)(lambda error: "plan B")
+    began = now()
+
+    assert await operation() == "plan B"
+    assert now() == began
+    assert len(flaky.began) == 1
+
+
+@pytest.mark.virtual_time
 @pytest.mark.parametrize(("left", "tries"), [(0.249, 1), (0.25, 2), (0.26, 2)])
 async def test_a_pause_and_the_least_time_of_a_try_must_fit(gate: Gateway, left: float, tries: int) -> None:
     policy = retrying(2, wait=wait_fixed(0.2))

@@ -20,6 +20,7 @@ from gateway import (
     Failed,
     FailedTimeout,
     Gateway,
+    GatewayClosed,
     NotSent,
     Policy,
     RetryPolicy,
@@ -318,6 +319,24 @@ async def test_a_closed_gateway_has_the_places_of_threads_back_that_have_ended(w
 
     assert stuck == ()
     assert up.snapshot().bulkhead.in_use == 0
+
+
+@pytest.mark.asyncio
+async def test_who_leaves_while_threads_are_joined_leaves_nothing(work: Work) -> None:
+    gate = Gateway()
+    up = gate.upstream("world", policy=pool(2, attempt=0.02))
+    await ended(up.operation(name="ask", idempotent=True)(work)())
+
+    closing = asyncio.ensure_future(gate.close(join_for=0.03))
+    await asyncio.sleep(0.02)
+    closing.cancel()
+    await asyncio.wait({closing})
+    await asyncio.sleep(0.03)  # the join ends, and finds nobody
+
+    assert closing.cancelled()
+    with pytest.raises(GatewayClosed):
+        await up["ask"]()
+    work.go.set()
 
 
 @pytest.mark.asyncio

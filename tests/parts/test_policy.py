@@ -1,17 +1,48 @@
+import copy
+import pickle
 from dataclasses import FrozenInstanceError, fields, replace
 from math import inf, nan
-from typing import Any
 
 import pytest
+from tenacity import wait_fixed, wait_random_exponential
 
 from gateway import BreakerPolicy, BulkheadPolicy, ConfigError, Policy, RetryPolicy, TimeoutPolicy, UnknownName
-from gateway.policy import KNOBS, given
+from gateway.policy import KNOBS, SECTIONS
 
-DEFAULTS = {
-    TimeoutPolicy: {"call": 20.0, "attempt": 10.0, "connect": 3.0, "read": 5.0},
-    RetryPolicy: {"attempts": 2, "min_try": 0.05, "max_retry_after": 10.0},
-    BulkheadPolicy: {"limit": 20, "queue": 20, "max_wait": 1.0},
-    BreakerPolicy: {
+POLICIES = [Policy, TimeoutPolicy, RetryPolicy, BulkheadPolicy, BreakerPolicy]
+
+
+def values_of(policy):
+    return {field.name: getattr(policy, field.name) for field in fields(policy)}
+
+
+def error_of(make, /, **knobs):
+    with pytest.raises(ConfigError) as caught:
+        make(**knobs)
+    return caught.value
+
+
+# -- defaults
+
+
+def test_the_defaults_of_time():
+    assert values_of(TimeoutPolicy()) == {"call": 20.0, "attempt": 10.0, "connect": 3.0, "read": 5.0}
+
+
+def test_the_defaults_of_retrying():
+    policy = RetryPolicy()
+
+    assert (policy.attempts, policy.min_try, policy.max_retry_after) == (2, 0.05, 10.0)
+    assert type(policy.wait) is wait_random_exponential
+    assert (policy.wait.multiplier, policy.wait.exp_base, policy.wait.max, policy.wait.min) == (0.1, 2, 2.0, 0)
+
+
+def test_the_defaults_of_the_pool():
+    assert values_of(BulkheadPolicy()) == {"limit": 20, "queue": 20, "max_wait": 1.0}
+
+
+def test_the_defaults_of_the_circuit():
+    assert values_of(BreakerPolicy()) == {
         "window_for": 10.0,
         "window_calls": None,
         "min_calls": 10,
@@ -28,202 +59,438 @@ DEFAULTS = {
         "auto_half_open": False,
         "evidence_after": None,
         "enforce": True,
-    },
-    Policy: {"fallback_timeout": 0.1, "fallback_limit": 10},
-}
+    }
 
 
-@pytest.mark.parametrize("kind", DEFAULTS, ids=lambda kind: kind.__name__)
-def test_the_defaults_are_those_of_the_design(kind: type) -> None:
-    policy = kind()
+def test_the_defaults_of_an_upstream():
+    policy = Policy()
 
-    assert {name: getattr(policy, name) for name in DEFAULTS[kind]} == DEFAULTS[kind]
+    assert (policy.timeout, policy.breaker, policy.bulkhead) == (TimeoutPolicy(), BreakerPolicy(), BulkheadPolicy())
+    assert (policy.retry.attempts, policy.fallback_timeout, policy.fallback_limit) == (2, 0.1, 10)
 
 
-@pytest.mark.parametrize("kind", DEFAULTS, ids=lambda kind: kind.__name__)
-def test_a_policy_is_a_frozen_value_with_keywords_only(kind: type) -> None:
+@pytest.mark.parametrize("kind", POLICIES)
+def test_policies_are_frozen_and_take_no_positions(kind):
     policy = kind()
 
     with pytest.raises(FrozenInstanceError):
-        setattr(policy, fields(kind)[0].name, 1)
+        setattr(policy, fields(policy)[0].name, 1)
     with pytest.raises(TypeError):
         kind(1)
-    assert policy == kind()
-    assert all(field.kw_only for field in fields(kind))
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_equal_policies_are_equal(kind):
+    again = replace(kind())
+
+    assert again == kind()
+
+
+# -- what follows
 
 
 @pytest.mark.parametrize(
-    ("told", "follows"),
+    ("given", "follows"),
     [
-        ({"call": 0.8}, {"attempt": 0.8, "connect": 0.8, "read": 0.8}),
-        ({"call": 60.0}, {"attempt": 10.0, "connect": 3.0, "read": 5.0}),
-        ({"attempt": 4.0}, {"call": 20.0, "connect": 3.0, "read": 4.0}),
-        ({"attempt": 30.0}, {"call": 30.0}),
-        ({"read": 30.0}, {"call": 30.0, "attempt": 30.0}),
-        ({"read": 30.0, "call": 60.0}, {"attempt": 30.0}),
-        ({"attempt": inf}, {"call": 20.0}),
-        ({"call": inf}, {"attempt": 10.0}),
+        ({"call": 0.8}, {"call": 0.8, "attempt": 0.8, "connect": 0.8, "read": 0.8}),
+        ({"call": 15.0}, {"call": 15.0, "attempt": 10.0, "connect": 3.0, "read": 5.0}),
+        ({"call": 60.0}, {"call": 60.0, "attempt": 10.0, "connect": 3.0, "read": 5.0}),
+        ({"call": inf}, {"call": inf, "attempt": 10.0, "connect": 3.0, "read": 5.0}),
+        ({"attempt": 4.0}, {"call": 20.0, "attempt": 4.0, "connect": 3.0, "read": 4.0}),
+        ({"attempt": 30.0}, {"call": 30.0, "attempt": 30.0, "connect": 3.0, "read": 5.0}),
+        ({"attempt": inf}, {"call": 20.0, "attempt": inf, "connect": 3.0, "read": 5.0}),
+        ({"read": 15.0}, {"call": 20.0, "attempt": 15.0, "connect": 3.0, "read": 15.0}),
+        ({"read": 30.0}, {"call": 30.0, "attempt": 30.0, "connect": 3.0, "read": 30.0}),
+        ({"connect": 12.0}, {"call": 20.0, "attempt": 12.0, "connect": 12.0, "read": 5.0}),
+        ({"read": inf}, {"call": 20.0, "attempt": 10.0, "connect": 3.0, "read": inf}),
+        ({"call": 12.0, "read": 11.0}, {"call": 12.0, "attempt": 11.0, "connect": 3.0, "read": 11.0}),
+        ({"call": 0.8, "attempt": 0.3}, {"call": 0.8, "attempt": 0.3, "connect": 0.3, "read": 0.3}),
     ],
 )
-def test_a_limit_that_nobody_gave_follows_those_that_were_given(
-    told: dict[str, float], follows: dict[str, float]
-) -> None:
-    policy = TimeoutPolicy(**told)
-
-    assert {name: getattr(policy, name) for name in follows} == follows
-    assert {name for name in ("call", "attempt", "connect", "read") if given(getattr(policy, name))} == set(told)
+def test_a_limit_that_is_not_given_follows_the_one_that_is(given, follows):
+    assert values_of(TimeoutPolicy(**given)) == follows
 
 
-def test_what_followed_follows_again_when_a_policy_is_replaced() -> None:
-    shorter = replace(TimeoutPolicy(call=60.0), call=0.5)
-    counted = replace(BreakerPolicy(), window_calls=50)
-    timed = replace(counted, window_calls=None)
-    longer = replace(BreakerPolicy(), open_for=90.0)
+def test_what_follows_goes_on_following_through_replace():
+    policy = replace(TimeoutPolicy(call=0.8), call=12.0)
 
-    assert (shorter.attempt, shorter.read) == (0.5, 0.5)
-    assert (counted.window_for, counted.window_calls) == (None, 50)
-    assert (timed.window_for, timed.window_calls) == (10.0, None)
-    assert longer.open_cap == 90.0
+    assert values_of(policy) == {"call": 12.0, "attempt": 10.0, "connect": 3.0, "read": 5.0}
+
+
+def test_what_was_given_stays_through_replace():
+    policy = replace(TimeoutPolicy(attempt=0.5), call=12.0)
+
+    assert policy.attempt == 0.5
+    with pytest.raises(ConfigError):
+        replace(policy, call=0.4)
+
+
+def pickled(policy):
+    return pickle.loads(pickle.dumps(policy))  # noqa: S301 - our own
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickled])
+def test_a_copy_follows_as_the_original_does(duplicate):
+    policy = duplicate(TimeoutPolicy(call=0.8))
+
+    assert replace(policy, call=5.0).attempt == 5.0
+
+
+def test_windows_by_calls_replace_windows_by_time():
+    policy = BreakerPolicy(window_calls=100)
+
+    assert (policy.window_calls, policy.window_for) == (100, None)
+    assert replace(policy, window_calls=None).window_for == 10.0
+    assert replace(policy, window_calls=None, window_for=7).window_for == 7
+    assert replace(BreakerPolicy(), window_calls=5).window_for is None
+
+
+def test_without_any_window_it_is_the_usual_one():
+    assert BreakerPolicy(window_for=None).window_for == 10.0
 
 
 @pytest.mark.parametrize(
-    ("make", "field"),
+    ("given", "open_for", "open_cap"),
     [
-        (lambda: TimeoutPolicy(call=1.0, attempt=2.0), "timeout.attempt"),
-        (lambda: TimeoutPolicy(attempt=1.0, connect=2.0), "timeout.connect"),
-        (lambda: TimeoutPolicy(attempt=1.0, read=2.0), "timeout.read"),
-        (lambda: TimeoutPolicy(call=1.0, read=2.0), "timeout.read"),
-        (lambda: BreakerPolicy(window_for=10.0, window_calls=10), "breaker.window_for"),
-        (lambda: BreakerPolicy(open_for=10.0, open_cap=5.0), "breaker.open_cap"),
+        ({"open_for": 90.0}, 90.0, 90.0),
+        ({"open_for": inf}, inf, inf),
+        ({"open_cap": 3.0}, 3.0, 3.0),
+        ({"open_cap": 30.0}, 5.0, 30.0),
+        ({"open_cap": inf}, 5.0, inf),
+        ({"open_for": 7.0, "open_cap": 7.0}, 7.0, 7.0),
+    ],
+)
+def test_the_cap_of_openings_is_never_below_them(given, open_for, open_cap):
+    policy = BreakerPolicy(**given)
+
+    assert (policy.open_for, policy.open_cap) == (open_for, open_cap)
+
+
+# -- what contradicts itself
+
+
+@pytest.mark.parametrize(
+    ("make", "knobs", "field", "named"),
+    [
+        (TimeoutPolicy, {"call": 1.0, "attempt": 2.0}, "timeout.attempt", "timeout.call"),
+        (TimeoutPolicy, {"attempt": 1.0, "connect": 2.0}, "timeout.connect", "timeout.attempt"),
+        (TimeoutPolicy, {"attempt": 1.0, "read": 2.0}, "timeout.read", "timeout.attempt"),
+        (TimeoutPolicy, {"call": 1.0, "connect": 2.0}, "timeout.connect", "timeout.call"),
+        (TimeoutPolicy, {"call": 1.0, "read": 2.0}, "timeout.read", "timeout.call"),
+        (BreakerPolicy, {"window_for": 10, "window_calls": 10}, "breaker.window_for", "only one"),
+        (BreakerPolicy, {"open_for": 5.0, "open_cap": 4.0}, "breaker.open_cap", "breaker.open_for"),
         (
-            lambda: Policy(timeout=TimeoutPolicy(call=1.0), bulkhead=BulkheadPolicy(max_wait=2.0)),
+            Policy,
+            {"timeout": TimeoutPolicy(call=1.0), "bulkhead": BulkheadPolicy(max_wait=2.0)},
             "bulkhead.max_wait",
+            "timeout.call",
         ),
-        (lambda: Policy(timeout=TimeoutPolicy(call=1.0), fallback_timeout=2.0), "fallback_timeout"),
+        (Policy, {"timeout": TimeoutPolicy(call=1.0), "fallback_timeout": 2.0}, "fallback_timeout", "timeout.call"),
         (
-            lambda: Policy(timeout=TimeoutPolicy(attempt=1.0), breaker=BreakerPolicy(evidence_after=2.0)),
+            Policy,
+            {"timeout": TimeoutPolicy(attempt=1.0), "breaker": BreakerPolicy(evidence_after=2.0)},
             "breaker.evidence_after",
+            "timeout.attempt",
         ),
     ],
-    ids=range(9),
 )
-def test_limits_that_contradict_each_other_are_refused_where_both_were_given(make: Any, field: str) -> None:
-    with pytest.raises(ConfigError) as raised:
-        make()
+def test_two_limits_of_which_one_can_never_fire_are_an_error_that_names_both(make, knobs, field, named):
+    error = error_of(make, **knobs)
 
-    assert raised.value.field == field
-    assert raised.value.problem
-    assert raised.value.remedy
-    assert str(raised.value) == f"{field}: {raised.value.problem}; {raised.value.remedy}"
+    assert error.field == field
+    assert named in str(error)
+    assert error.problem
+    assert error.remedy
 
 
-def test_equal_limits_and_no_limits_contradict_nothing() -> None:
-    equal = TimeoutPolicy(call=1.0, attempt=1.0, connect=1.0, read=1.0)
-    endless = Policy(
-        timeout=TimeoutPolicy(call=1.0, attempt=inf),
-        bulkhead=BulkheadPolicy(limit=inf, queue=inf, max_wait=inf),
-        fallback_limit=inf,
-        fallback_timeout=inf,
+@pytest.mark.parametrize(
+    ("make", "knobs"),
+    [
+        (TimeoutPolicy, {"call": 1.0, "attempt": 1.0, "connect": 1.0, "read": 1.0}),
+        (BreakerPolicy, {"open_for": 5.0, "open_cap": 5.0}),
+        (Policy, {"timeout": TimeoutPolicy(call=1.0), "bulkhead": BulkheadPolicy(max_wait=1.0)}),
+        (Policy, {"timeout": TimeoutPolicy(call=1.0), "fallback_timeout": 1.0}),
+        (Policy, {"timeout": TimeoutPolicy(attempt=1.0), "breaker": BreakerPolicy(evidence_after=1.0)}),
+    ],
+)
+def test_equal_limits_are_allowed(make, knobs):
+    make(**knobs)
+
+
+@pytest.mark.parametrize(
+    ("make", "knobs"),
+    [
+        (TimeoutPolicy, {"call": 1.0, "attempt": inf, "connect": inf, "read": inf}),
+        (Policy, {"timeout": TimeoutPolicy(call=0.5)}),
+        (Policy, {"timeout": TimeoutPolicy(call=0.05)}),
+        (Policy, {"timeout": TimeoutPolicy(call=1.0), "bulkhead": BulkheadPolicy(max_wait=inf)}),
+        (Policy, {"bulkhead": BulkheadPolicy(max_wait=30.0)}),
+        (Policy, {"breaker": BreakerPolicy(evidence_after=30.0)}),
+    ],
+)
+def test_no_limit_and_what_nobody_gave_contradict_nothing(make, knobs):
+    make(**knobs)
+
+
+# -- what is no value
+
+
+SECONDS = [
+    (TimeoutPolicy, "timeout.call"),
+    (TimeoutPolicy, "timeout.attempt"),
+    (TimeoutPolicy, "timeout.connect"),
+    (TimeoutPolicy, "timeout.read"),
+    (BreakerPolicy, "breaker.slow_after"),
+    (BreakerPolicy, "breaker.open_for"),
+    (BreakerPolicy, "breaker.open_cap"),
+    (BreakerPolicy, "breaker.max_half_open"),
+    (Policy, "fallback_timeout"),
+]
+SECONDS_OR_NONE = [
+    (RetryPolicy, "retry.min_try"),
+    (RetryPolicy, "retry.max_retry_after"),
+    (BulkheadPolicy, "bulkhead.max_wait"),
+    (BreakerPolicy, "breaker.evidence_after"),
+]
+NUMBERS = [
+    (RetryPolicy, "retry.attempts"),
+    (BulkheadPolicy, "bulkhead.limit"),
+    (BreakerPolicy, "breaker.min_calls"),
+    (Policy, "fallback_limit"),
+]
+FINITE_NUMBERS = [
+    (BreakerPolicy, "breaker.probes"),
+    (BreakerPolicy, "breaker.window_calls"),
+    (BreakerPolicy, "breaker.window_for"),
+]
+SHARES = [(BreakerPolicy, "breaker.failure_rate"), (BreakerPolicy, "breaker.slow_rate")]
+OTHERS = [
+    (BulkheadPolicy, "bulkhead.queue"),
+    (BreakerPolicy, "breaker.open_factor"),
+    (BreakerPolicy, "breaker.open_jitter"),
+]
+
+
+def refuses(make, path, value):
+    return error_of(make, **{path.rpartition(".")[2]: value}).field == path
+
+
+@pytest.mark.parametrize(("make", "path"), SECONDS + SECONDS_OR_NONE + NUMBERS + FINITE_NUMBERS + SHARES + OTHERS)
+def test_what_is_no_number_is_refused(make, path):
+    for value in (nan, True, False, "1", "inf", b"1", [1], 1 + 0j):
+        assert refuses(make, path, value)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -1, -0.001, -inf])
+@pytest.mark.parametrize(("make", "path"), SECONDS)
+def test_a_limit_on_time_is_above_zero(make, path, value):
+    assert refuses(make, path, value)
+
+
+@pytest.mark.parametrize("value", [-1, -0.001, -inf])
+@pytest.mark.parametrize(("make", "path"), SECONDS_OR_NONE)
+def test_other_durations_may_be_zero_and_not_less(make, path, value):
+    make(**{path.rpartition(".")[2]: 0})
+
+    assert refuses(make, path, value)
+
+
+@pytest.mark.parametrize(("make", "path"), SECONDS + SECONDS_OR_NONE)
+def test_inf_is_no_limit(make, path):
+    name = path.rpartition(".")[2]
+
+    assert getattr(make(**{name: inf}), name) == inf
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, -inf])
+@pytest.mark.parametrize(("make", "path"), NUMBERS + FINITE_NUMBERS)
+def test_a_number_of_things_is_whole_and_at_least_one(make, path, value):
+    make(**{path.rpartition(".")[2]: 1})
+    make(**{path.rpartition(".")[2]: 2.0})
+
+    assert refuses(make, path, value)
+
+
+@pytest.mark.parametrize(("make", "path"), NUMBERS)
+def test_a_number_may_be_without_limit(make, path):
+    make(**{path.rpartition(".")[2]: inf})
+
+
+@pytest.mark.parametrize(("make", "path"), FINITE_NUMBERS)
+def test_what_takes_memory_has_a_limit(make, path):
+    assert refuses(make, path, inf)
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, -inf])
+def test_a_queue_may_be_of_no_length_or_any(value):
+    assert [BulkheadPolicy(queue=queue).queue for queue in (0, 7, inf)] == [0, 7, inf]
+    assert refuses(BulkheadPolicy, "bulkhead.queue", value)
+
+
+@pytest.mark.parametrize("value", [0, -0.1, 1.0001, inf, -inf])
+@pytest.mark.parametrize(("make", "path"), SHARES)
+def test_a_rate_is_a_share_above_0_up_to_1(make, path, value):
+    make(**{path.rpartition(".")[2]: 1})
+    make(**{path.rpartition(".")[2]: 1e-9})
+
+    assert refuses(make, path, value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("open_factor", 0.999),
+        ("open_jitter", -0.1),
+        ("open_jitter", inf),
+        ("after_max_half_open", "half_open"),
+        ("after_max_half_open", None),
+        ("after_max_half_open", []),
+        ("auto_half_open", 1),
+        ("enforce", "false"),
+        ("enforce", None),
+        ("open_for", 1e-7),
+        ("open_cap", 1e-7),
+        ("max_half_open", 1e-7),
+    ],
+)
+def test_a_circuit_refuses_what_cannot_work(field, value):
+    named = "open_for" if field == "open_cap" else field  # it follows
+
+    assert error_of(BreakerPolicy, **{field: value}).field == f"breaker.{named}"
+
+
+def test_states_may_be_as_short_as_a_microsecond():
+    BreakerPolicy(open_for=1e-6, max_half_open=1e-6)
+
+
+def test_a_wait_is_a_function():
+    assert RetryPolicy(wait=wait_fixed(1)).wait.wait_fixed == 1
+    assert refuses(RetryPolicy, "retry.wait", 3.0)
+
+
+@pytest.mark.parametrize(("section", "kind"), SECTIONS.items())
+def test_a_section_is_a_policy_of_its_kind(section, kind):
+    error = error_of(Policy, **{section: {"limit": 3}})
+
+    assert error.field == section
+    assert kind.__name__ in error.remedy
+
+
+def test_a_config_error_is_a_value_error_that_says_field_problem_and_remedy():
+    error = error_of(BulkheadPolicy, limit=0)
+
+    assert isinstance(error, ValueError)
+    assert str(error) == "bulkhead.limit: 0 is not a whole number from 1 up; give 1 or more, or inf"
+
+
+# -- tuning
+
+
+def test_whole_sections_are_replaced():
+    policy = Policy(retry=RetryPolicy(attempts=3)).tuned(bulkhead=BulkheadPolicy(limit=40), fallback_timeout=0.2)
+
+    assert (policy.bulkhead, policy.fallback_timeout, policy.retry.attempts) == (BulkheadPolicy(limit=40), 0.2, 3)
+
+
+def test_an_unknown_section_is_an_error_with_the_nearest_name():
+    with pytest.raises(UnknownName) as caught:
+        Policy().tuned(bulkhed=BulkheadPolicy())
+
+    assert caught.value.field == "bulkhed"
+    assert caught.value.remedy == "did you mean 'bulkhead'?"
+
+
+def test_single_fields_are_changed_by_their_paths():
+    policy = Policy(bulkhead=BulkheadPolicy(queue=7)).tuned_fields(
+        {"bulkhead.limit": 40, "timeout.call": 0.8, "retry.attempts": 1, "fallback_limit": 3, "bulkhead.max_wait": 0.1}
     )
 
-    assert equal.read == equal.call
-    assert endless.bulkhead.limit == inf
+    assert policy.bulkhead == BulkheadPolicy(limit=40, queue=7, max_wait=0.1)
+    assert (policy.timeout.attempt, policy.retry.attempts, policy.fallback_limit) == (0.8, 1, 3)
 
 
-@pytest.mark.parametrize(
-    ("kind", "field", "value"),
-    [
-        *(
-            (TimeoutPolicy, name, value)
-            for name in ("call", "attempt", "connect", "read")
-            for value in (0, -1, nan, "1")
-        ),
-        *((RetryPolicy, "attempts", value) for value in (0, 1.5, True, "2")),
-        *((RetryPolicy, name, value) for name in ("min_try", "max_retry_after") for value in (-0.1, nan, None)),
-        (RetryPolicy, "wait", 1.0),
-        *((BulkheadPolicy, "limit", value) for value in (0, -1, 2.5, nan, "20", True)),
-        *((BulkheadPolicy, "queue", value) for value in (-1, 0.5, nan)),
-        *((BulkheadPolicy, "max_wait", value) for value in (-1.0, nan)),
-        *((BreakerPolicy, "window_for", value) for value in (0, 0.5, 10.5, inf, nan)),
-        *((BreakerPolicy, name, value) for name in ("window_calls", "min_calls", "probes") for value in (0, 1.5)),
-        *((BreakerPolicy, name, inf) for name in ("window_calls", "probes")),
-        *((BreakerPolicy, name, value) for name in ("failure_rate", "slow_rate") for value in (0, 1.01, -0.5, nan)),
-        *(
-            (BreakerPolicy, name, value)
-            for name in ("slow_after", "open_for", "open_cap", "max_half_open")
-            for value in (0, -1)
-        ),
-        (BreakerPolicy, "open_factor", 0.5),
-        (BreakerPolicy, "open_jitter", -0.1),
-        (BreakerPolicy, "after_max_half_open", "half_open"),
-        (BreakerPolicy, "evidence_after", -1),
-        *((Policy, "fallback_timeout", value) for value in (0, -1, nan)),
-        *((Policy, "fallback_limit", value) for value in (0, 1.5)),
-        (Policy, "timeout", 2.0),
-        (Policy, "bulkhead", BreakerPolicy()),
-    ],
-)
-def test_a_number_that_cannot_work_is_refused_by_the_name_of_its_field(kind: type, field: str, value: object) -> None:
-    with pytest.raises(ConfigError) as raised:
-        kind(**{field: value})
+def test_changed_fields_are_checked_together():
+    policy = Policy(timeout=TimeoutPolicy(call=1.0, attempt=1.0))
 
-    assert raised.value.field.split(".")[-1] == field
+    both = policy.tuned_fields({"timeout.attempt": 2.0, "timeout.call": 3.0})
 
-
-def test_limits_of_an_operation_lie_over_those_of_its_upstream() -> None:
-    upstream = TimeoutPolicy(call=20.0, attempt=10.0, read=8.0)
-
-    patient = upstream.overlaid(TimeoutPolicy(attempt=15.0))
-    hasty = upstream.overlaid(TimeoutPolicy(call=2.0))
-
-    assert (patient.call, patient.attempt, patient.read) == (20.0, 15.0, 8.0)
-    assert (hasty.call, hasty.attempt, hasty.read) == (2.0, 2.0, 2.0)
+    assert (both.timeout.attempt, both.timeout.call) == (2.0, 3.0)
     with pytest.raises(ConfigError):
-        upstream.overlaid(TimeoutPolicy(attempt=30.0))
-
-
-def test_tuning_replaces_whole_sections() -> None:
-    policy = Policy(bulkhead=BulkheadPolicy(limit=5, queue=7))
-
-    tuned = policy.tuned(bulkhead=BulkheadPolicy(limit=40), fallback_limit=3)
-
-    assert (tuned.bulkhead.limit, tuned.bulkhead.queue, tuned.fallback_limit) == (40, 20, 3)
-    assert policy.bulkhead.limit == 5
-    with pytest.raises(UnknownName, match="did you mean 'bulkhead'"):
-        policy.tuned(bulkhed=BulkheadPolicy())
-
-
-def test_tuning_by_fields_changes_these_and_nothing_else() -> None:
-    policy = Policy(timeout=TimeoutPolicy(call=30.0), bulkhead=BulkheadPolicy(limit=5, queue=7))
-
-    tuned = policy.tuned_fields({"bulkhead.limit": 40, "timeout.call": 0.5, "fallback_timeout": 0.2})
-
-    assert (tuned.bulkhead.limit, tuned.bulkhead.queue) == (40, 7)
-    assert (tuned.timeout.call, tuned.timeout.attempt) == (0.5, 0.5)
-    assert tuned.fallback_timeout == 0.2
-    assert tuned.breaker == policy.breaker
+        policy.tuned_fields({"timeout.attempt": 2.0})
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "remedy"),
     [
-        ("bulkhead.limt", "did you mean 'bulkhead.limit'"),
-        ("bulkhead", "known are"),
-        ("limit", "there is no 'limit'"),
-        ("fallback_timeout.x", "there is no"),
-        ("nothing.like.it", "there is no"),
+        ("bulkhead.limits", "did you mean 'limit'?"),
+        ("bulkhaed.limit", "did you mean 'bulkhead.limit'?"),
+        ("fallback_timeuot", "did you mean 'fallback_timeout'?"),
+        ("limit", "known are: "),
+        ("bulkhead", "did you mean"),
+        ("bulkhead.", "did you mean"),
+        ("fallback_limit.x", "did you mean 'fallback_limit'?"),
     ],
 )
-def test_an_unknown_field_is_named_with_the_nearest_known(path: str, said: str) -> None:
-    with pytest.raises(UnknownName) as raised:
+def test_an_unknown_path_is_an_error_with_the_nearest_one(path, remedy):
+    with pytest.raises(UnknownName) as caught:
         Policy().tuned_fields({path: 1})
 
-    assert raised.value.field == path
-    assert said in str(raised.value) or "did you mean" in str(raised.value)
-    assert isinstance(raised.value, LookupError)
+    assert caught.value.field == path
+    assert remedy in caught.value.remedy
 
 
-def test_every_knob_has_a_path() -> None:
-    assert "bulkhead.limit" in KNOBS
-    assert "fallback_timeout" in KNOBS
-    assert len(KNOBS) == len(set(KNOBS)) == sum(len(fields(kind)) for kind in DEFAULTS) - 4
+def test_tuning_leaves_the_old_policy_as_it_was():
+    policy = Policy()
+
+    policy.tuned_fields({"bulkhead.limit": 40})
+
+    assert policy.bulkhead.limit == 20
+
+
+def test_every_knob_has_a_path():
+    policy = Policy()
+
+    assert len(KNOBS) == sum(len(fields(kind)) for kind in SECTIONS.values()) + 2
+    for path in KNOBS:
+        section, _, name = path.rpartition(".")
+        value = getattr(getattr(policy, section) if section else policy, name)
+        if value is not None:
+            assert policy.tuned_fields({path: value}).tuned_fields({path: value})
+
+
+# -- an operation's own limits over the upstream's
+
+
+@pytest.mark.parametrize(
+    ("upstream", "operation", "expected"),
+    [
+        ({}, {}, (20.0, 10.0, 3.0, 5.0)),
+        ({}, {"call": 2.0}, (2.0, 2.0, 2.0, 2.0)),
+        ({"call": 8.0, "attempt": 6.0}, {"attempt": 1.0}, (8.0, 1.0, 1.0, 1.0)),
+        ({"call": 8.0, "attempt": 6.0, "read": 6.0}, {"call": 4.0}, (4.0, 4.0, 3.0, 4.0)),
+        ({"call": 8.0, "attempt": 6.0}, {"call": 30.0}, (30.0, 6.0, 3.0, 5.0)),
+        ({"call": 0.8}, {"call": 30.0}, (30.0, 10.0, 3.0, 5.0)),
+        ({}, {"attempt": 30.0}, (30.0, 30.0, 3.0, 5.0)),
+        ({}, {"read": 30.0}, (30.0, 30.0, 3.0, 30.0)),
+        ({"attempt": inf}, {"call": 2.0}, (2.0, 2.0, 2.0, 2.0)),
+    ],
+)
+def test_an_operations_own_limits_win_and_the_others_follow(upstream, operation, expected):
+    limits = TimeoutPolicy(**upstream).overlaid(TimeoutPolicy(**operation))
+
+    assert tuple(values_of(limits).values()) == expected
+
+
+@pytest.mark.parametrize(
+    ("upstream", "operation", "field"),
+    [
+        ({"call": 8.0}, {"attempt": 9.0}, "timeout.attempt"),
+        ({"attempt": 4.0}, {"read": 5.0}, "timeout.read"),
+        ({"call": 4.0}, {"connect": 5.0}, "timeout.connect"),
+    ],
+)
+def test_an_operations_own_limit_that_cannot_fire_is_an_error(upstream, operation, field):
+    with pytest.raises(ConfigError) as caught:
+        TimeoutPolicy(**upstream).overlaid(TimeoutPolicy(**operation))
+
+    assert caught.value.field == field
