@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from fallbacks.answer import Source
 from gateway.context import Ambient
 from gateway.outcome import GatewayError, Outcome
 
@@ -31,6 +32,7 @@ class Call(Struct, eq=False):
     outer: Ambient | None
     attempts: int = 0  # tries that were sent and gave no value
     waited: float = 0.0  # seconds spent in the queue
+    source: Source | None = None  # of an answer that is not live
     outcome: Outcome = Outcome.FAILED  # how it ends, if it ends in an error
     failure: GatewayError | None = None  # of the last try that was sent
     not_sent: bool = False  # that failure had certainly no effect upstream

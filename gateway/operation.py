@@ -11,6 +11,7 @@ from asyncio import CancelledError, Task, current_task, sleep
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial, update_wrapper
+from reprlib import repr as brief
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
@@ -91,7 +92,7 @@ class Judged(Exception):
     """A value that `classify=` judged to be no success."""
 
     def __init__(self, value: object, outcome: Outcome) -> None:
-        super().__init__(f"the value {value!r} was judged {outcome}")
+        super().__init__(f"the value {brief(value)} was judged {outcome}")
         self.value, self.outcome = value, outcome
 
 
@@ -170,17 +171,14 @@ class Operation(Generic[P, T]):
                 except Exception as error:  # noqa: BLE001 - how any error is sorted, `_failed` has decided
                     pause = self._pause(call, error)
                     if pause is None:
-                        answer: Answer[T] = await self._fall_back(call, error)
-                        break
+                        return await self._fall_back(call, error)
                 else:
                     if self._memories:
                         self._remember(call, value)
-                    answer = Answer(value)
-                    break
+                    ended = LIVE
+                    return Answer(value)
                 await sleep(pause)
                 call.at = self.upstream.clock()
-            ended = answer.source
-            return answer
         except Exception:
             ended = call.outcome
             raise
@@ -363,6 +361,7 @@ class Operation(Generic[P, T]):
             answer = await self._fallback.answer(self._question(call, error)) if self._fallback.tiers else None
             if answer is None:
                 raise error
+            call.source = answer.source
             return answer
         finally:
             del error  # its traceback leads to this frame: a circle that only the garbage collector would undo
@@ -412,6 +411,8 @@ class Operation(Generic[P, T]):
             self.calls.remove(call)
         except KeyError:
             return  # its loop was closed under it, and it was counted then
+        if call.source is not None:  # a tier's: `ask` keeps no answer, or its error would lead back to it
+            ended = call.source
         self.tally.ended[ended] += 1
         if self.upstream.listeners.call_finished:
             self._tell_finished(call, ended)

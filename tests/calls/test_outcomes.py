@@ -606,9 +606,6 @@ async def test_no_memory_is_left_by_failed_calls_once_the_collector_has_run(gate
     assert ours() <= before
 
 
-CIRCLE = "finding D7: a degraded answer's error leads to the frame that holds the answer"
-
-
 class Argument:
     """Something large, for example."""
 
@@ -621,8 +618,8 @@ class Argument:
         "rejected",
         "refused",
         "retried",
-        pytest.param("degraded", marks=pytest.mark.xfail(strict=True, reason=CIRCLE)),
-        pytest.param("rejected and degraded", marks=pytest.mark.xfail(strict=True, reason=CIRCLE)),
+        "degraded",
+        "rejected and degraded",
     ],
 )
 async def test_what_a_call_was_asked_with_is_free_as_soon_as_the_error_is(gate: Gateway, way: str) -> None:

@@ -8,6 +8,7 @@ from tenacity import wait_fixed, wait_random_exponential
 
 from gateway import BreakerPolicy, BulkheadPolicy, ConfigError, Policy, RetryPolicy, TimeoutPolicy, UnknownName
 from gateway.policy import KNOBS, SECTIONS
+from gateway.policy import given as is_given
 
 POLICIES = [Policy, TimeoutPolicy, RetryPolicy, BulkheadPolicy, BreakerPolicy]
 
@@ -108,7 +109,10 @@ def test_equal_policies_are_equal(kind):
     ],
 )
 def test_a_limit_that_is_not_given_follows_the_one_that_is(given, follows):
-    assert values_of(TimeoutPolicy(**given)) == follows
+    policy = TimeoutPolicy(**given)
+
+    assert values_of(policy) == follows
+    assert {name for name in follows if is_given(getattr(policy, name))} == set(given)
 
 
 def test_what_follows_goes_on_following_through_replace():
