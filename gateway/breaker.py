@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from math import inf
 from random import random as uniform
 from time import monotonic
-from typing import ClassVar, Literal, Self, TypeVar, cast
+from typing import ClassVar, Literal, Self, TypeVar
 
 from gateway.context import HALF_MICROSECOND, Clock
 from gateway.outcome import CircuitOpen
@@ -302,7 +302,7 @@ class CircuitBreaker:
             due = round(ends_at, 6)  # to the microsecond, else the roundings of many rounds would add up
             state = self._state
             if type(state) is not HalfOpen:
-                self._half_open(cast("Open", state), due)  # no other state ends by itself
+                self._half_open(state, due)  # type: ignore[arg-type]  # no other state ends by itself
             elif self._ends_well(state):
                 self._become(Closed(self._new_window(due)), due)
             else:

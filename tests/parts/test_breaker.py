@@ -691,13 +691,17 @@ def test_a_half_open_that_ends_counts_as_one_more_opening_in_a_row(clock):
 
 
 def test_half_open_may_end_closed(clock):
-    breaker = half_opened(clock, replace(SMALL, after_max_half_open="closed"))
+    heard = []
+    policy = replace(SMALL, after_max_half_open="closed")
+    breaker = half_opened(clock, policy, on_change=lambda *change: heard.append(change))
+    ends_at = clock.now + 10.0
     breaker.admit().failed()
 
-    clock.wait(10.0)
+    clock.wait(12.0)
 
     seen = breaker.snapshot()
     assert (seen.state, seen.calls) == ("closed", 0)
+    assert heard[-1] == ("half_open", "closed", pytest.approx(ends_at))
 
 
 def test_half_open_may_last_for_ever(clock):
@@ -949,6 +953,16 @@ def test_check_at_the_edge_of_open(clock):
     breaker.check()
 
     assert state_of(breaker) == "open"
+
+
+def test_check_lets_pass_the_last_probe(clock):
+    breaker = half_opened(clock)
+    kept = breaker.admit()
+
+    breaker.check()
+
+    assert breaker.state.probes_left == 1
+    del kept
 
 
 def test_check_refuses_half_open_without_probes(clock):
@@ -1318,17 +1332,42 @@ def test_openings_that_still_grow_are_not_passed_over(clock):
     assert seen.open_until == pytest.approx(110.0 + 9.0 * 1000 + 8.0)
 
 
-def test_the_rounding_of_many_rounds_does_not_add_up():
-    clock = Clock(1_700_000_778.645)
-    policy = replace(SMALL, open_for=0.001, open_factor=1.01, open_cap=0.002, max_half_open=0.05, auto_half_open=True)
-    breaker = opened(clock, policy)
+def test_exactly_half_a_microsecond_is_the_same_instant():
+    policy = BreakerPolicy(window_calls=1, min_calls=1, slow_after=0.25, open_for=1e-6)
+    clock = Clock(0.0)
+    measured = breaker_of(clock, policy)
+    permit = measured.admit()
+    clock.now = 0.25 + 5e-7
+    permit.succeeded()
+    assert state_of(measured) == "closed"
 
-    for _ in range(400):
-        clock.now = breaker.snapshot().open_until or breaker.state.ends_at
-        breaker.snapshot()
+    clock.now = -1e-6
+    lazy = opened(clock, policy)
+    clock.now = -1e-6
+    automatic = opened(clock, replace(policy, auto_half_open=True))
+    assert lazy.snapshot().open_until == 0.0
 
-    seconds = [min(0.001 * 1.01**n, 0.002) + 0.05 for n in range(200)]
-    assert clock.now == pytest.approx(1_700_000_778.645 + sum(seconds), abs=1.2e-4, rel=0)
+    clock.now = -5e-7
+    assert state_of(automatic) == "half_open"
+    clock.now = 5e-7
+    with pytest.raises(CircuitOpen):
+        lazy.check()
+    assert is_refused(lazy)
+
+
+def test_in_each_of_a_thousand_rounds_it_is_on_time_at_the_size_of_the_epoch():
+    start_us = 1_700_000_778_645_000
+    clock = Clock(start_us / 1e6)
+    breaker = opened(clock, replace(SMALL, open_for=0.001, max_half_open=0.05, auto_half_open=True))
+    wrong = []
+
+    for round_us in range(start_us, start_us + 51_000 * 1000, 51_000):
+        for passed_us, state in ((998, "open"), (1000, "half_open"), (50_998, "half_open"), (51_000, "open")):
+            clock.now = (round_us + passed_us) / 1e6
+            if state_of(breaker) != state:
+                wrong.append((round_us - start_us, passed_us))
+
+    assert wrong == []
 
 
 def test_auto_half_open_without_a_limit_on_half_open_stays_there(clock):
@@ -1389,6 +1428,26 @@ def test_a_listener_may_change_the_state_again(clock):
 
     assert error.retry_after is None
     assert state_of(breaker) == "isolated"
+
+
+def test_a_closed_circuit_is_entered_by_the_short_way(clock):
+    class Short(CircuitBreaker):
+        def _enter_slowly(self, now):
+            raise AssertionError
+
+    breaker = Short(SMALL, clock=clock)
+
+    assert breaker.enter(clock()) is breaker.state
+
+
+def test_checking_a_closed_circuit_does_not_even_look_at_the_clock(clock):
+    looks = []
+    breaker = CircuitBreaker(SMALL, clock=lambda: looks.append(1) or 100.0)
+    looks.clear()
+
+    breaker.check()
+
+    assert looks == []
 
 
 def test_the_engine_reports_by_the_state_that_gave_leave(clock):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fallbacks import Alternate, Answer, Fallback, LastGood, Question, Source, Static, handler
-from fallbacks.chain import cancels, may_await, name_of
+from fallbacks.chain import LONGEST, cancels, may_await, name_of
 from tests.support import Boom, gone, now, steps
 
 pytestmark = pytest.mark.virtual_time
@@ -155,6 +155,29 @@ async def test_every_tier_leaves_one_note_under_its_own_name() -> None:
         "handler <lambda> failed",
         "Tier failed",
     ]
+
+
+class Unspeakable(Exception):
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Unspeakable(), "Unspeakable"),
+        (Boom("x" * 10_000), "Boom('" + "x" * (LONGEST - 6) + "..."),
+        (Boom("x" * (LONGEST - 8)), "Boom('" + "x" * (LONGEST - 8) + "')"),
+    ],
+    ids=["unspeakable", "long", "just short enough"],
+)
+async def test_a_note_is_short_whatever_the_error_says_of_itself(error: Exception, said: str) -> None:
+    asked = question()
+
+    answer = await Fallback([raising(error), Static(1)]).answer(asked)
+
+    assert answer is not None
+    assert notes(asked) == [f"Tier failed: {said}"]
 
 
 def test_a_tier_without_a_name_goes_by_its_kind() -> None:

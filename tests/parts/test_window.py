@@ -53,8 +53,9 @@ def test_a_full_count_window_goes_round_more_than_once():
     assert counts(window) == (2, 1, 0)
 
 
-@pytest.mark.parametrize("window", [CountWindow(2), TimeWindow(2, 0.0)], ids=["count", "time"])
-def test_a_window_is_bad_while_it_holds_a_failure_or_a_slow_call(window):
+@pytest.mark.parametrize("make", [lambda: CountWindow(2), lambda: TimeWindow(2, 0.0)], ids=["count", "time"])
+def test_a_window_is_bad_while_it_holds_a_failure_or_a_slow_call(make):
+    window = make()
     seen = []
     for at, failed, slow in [(0, False, False), (0, True, False), (1, False, False), (2, False, False)]:
         window.record(at, failed, slow)
