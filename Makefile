@@ -49,6 +49,7 @@ coverage: $(DEV)  ## Measure the tests: all of it, then the core, which must be 
 	@$(BIN)/coverage report
 	@$(BIN)/coverage report --include=$(CORE) --fail-under=100
 
+# On CPython 3.11.7 mutmut 3.8.1 crashes while it collects its statistics: make mutation PYTHON=python3.13 VENV=.venv313
 mutation: $(DEV)  ## Break bulkhead.py and breaker.py in every way the tool knows, and list what no test noticed
 	@$(BIN)/mutmut run $(ARGS)
 	@$(BIN)/mutmut results
