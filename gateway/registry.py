@@ -57,8 +57,6 @@ class Gateway:
         if name in self._upstreams:
             problem = "an upstream of that name is registered already"
             raise ConfigError(f"upstream {name!r}", problem, f"use gate[{name!r}], or another name")
-        if not isinstance(policy, Policy):
-            raise ConfigError(f"{name} policy", f"{policy!r} is not a Policy", "give Policy(...)")
         upstream = self._upstreams[name] = Upstream(name, policy, self)
         if self._loop is not None and not self._loop.is_closed():
             upstream.bind(self._loop, clock_of(self._loop))

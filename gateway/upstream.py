@@ -120,6 +120,7 @@ class Upstream:
     """
 
     def __init__(self, name: str, policy: Policy, owner: Owner) -> None:
+        check_policy(name, policy)
         self.name = name
         self.gateway = owner
         self.listeners = owner.listeners
@@ -250,8 +251,7 @@ class Upstream:
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
-        if not isinstance(policy, Policy):
-            raise ConfigError(f"{self.name} policy", f"{policy!r} is not a Policy", "give Policy(...)")
+        check_policy(self.name, policy)
         timeouts = {operation: operation.timeout_under(policy) for operation in self}  # what cannot work raises here
         self._policy = policy
         for operation, timeout in timeouts.items():
@@ -374,6 +374,12 @@ class Upstream:
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name}>"
+
+
+def check_policy(name: str, policy: object) -> None:
+    """A ConfigError for what is no policy."""
+    if not isinstance(policy, Policy):
+        raise ConfigError(f"{name} policy", f"{policy!r} is not a Policy", "give Policy(...)")
 
 
 def unwise(policy: Policy) -> Iterator[str]:
