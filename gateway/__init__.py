@@ -26,7 +26,7 @@ from gateway.outcome import (
     UnknownTimeout,
     WrongLoop,
 )
-from gateway.policy import BreakerPolicy, BulkheadPolicy, Policy, RetryPolicy, TimeoutPolicy
+from gateway.policy import BreakerPolicy, BudgetPolicy, BulkheadPolicy, Policy, RetryPolicy, TimeoutPolicy
 from gateway.registry import Gateway, GatewaySnapshot
 from gateway.retry import Retry
 from gateway.upstream import Upstream, UpstreamSnapshot
@@ -37,6 +37,7 @@ __all__ = [
     "AttemptFailed",
     "BreakerPolicy",
     "BreakerSnapshot",
+    "BudgetPolicy",
     "Bulkhead",
     "BulkheadFull",
     "BulkheadPolicy",

@@ -8,18 +8,19 @@ remedy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from math import isinf
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 from tenacity import RetryCallState, wait_random_exponential
 
 from gateway.outcome import ConfigError, UnknownName
 
 MICROSECOND = 1e-6
+MOST_CALLERS = 64
+"""The most that `breaker.min_callers` may be: callers are counted in bounded memory."""
 Wait = Callable[[RetryCallState], float]
-Section = TypeVar("Section", bound="TimeoutPolicy | RetryPolicy | BulkheadPolicy | BreakerPolicy")
 
 
 class Derived(float):
@@ -72,6 +73,27 @@ class TimeoutPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetPolicy:
+    """How many retries all calls of an upstream may make together; a retry over it is left out, never a call.
+
+    In any stretch of time: retries <= ratio x first tries + minimum x seconds + burst. Sources: Google SRE, "Handling
+    Overload"; Finagle's RetryBudget; the shares are those of failsafe-go and Envoy.
+    """
+
+    ratio: float = 0.2
+    """Retries for each first try that was sent. At 20 % a retry storm is 1.2 times the load, not 2 or 3 times."""
+    minimum: float = 10.0
+    """Retries a second that are always granted, so that little traffic may retry at all; Finagle's figure."""
+    burst: float = 10
+    """Retries that may be saved up, and what the account begins with: one second of the minimum."""
+
+    def __post_init__(self) -> None:
+        _not_negative("retry.budget.ratio", self.ratio)
+        _not_negative("retry.budget.minimum", self.minimum)
+        _count("retry.budget.burst", self.burst, or_inf=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """How often to try, and how long to wait in between. Only what is safe to repeat is ever repeated."""
 
@@ -81,15 +103,36 @@ class RetryPolicy:
     """Any tenacity wait strategy. Full jitter: 0 to min(2, 0.1 x 2^n) s (AWS, Exponential Backoff And Jitter)."""
     min_try: float = 0.05
     """The least time a try is worth; with less left before the cutoff there is no retry."""
+    wait_throttled: Wait | None = wait_random_exponential(multiplier=1.0, max=10.0)
+    """The wait after an error whose `reason` is "throttled" (429): 0 to min(10, 1 x 2^n) s. None: as `wait`. Ten times
+    as long, as in the AWS SDKs: who was told to slow down is told again if he comes back at once."""
+    wait_unavailable: Wait | None = None
+    """The wait after an error whose `reason` is "unavailable" (503). None: as `wait`."""
+    wait_unreachable: Wait | None = None
+    """The wait after an error whose `reason` is "unreachable" (no connection). None: as `wait`."""
     max_retry_after: float = 10.0
-    """A `retry_after` above this is not waited for; the call falls back instead."""
+    """A `retry_after` above this is not waited for; the call falls back instead. It also bounds how long an upstream
+    that asks to be left alone is left alone."""
+    pushback_shared: bool = True
+    """A `retry_after` holds back all calls of the circuit for its time, not only the one that was told. False where
+    single instances behind one address say so for themselves."""
+    budget: BudgetPolicy | None = field(default_factory=BudgetPolicy)
+    """One account of retries for the whole upstream, so that an outage is not multiplied. None: no limit."""
 
     def __post_init__(self) -> None:
         _count("retry.attempts", self.attempts, or_inf=True)
-        if not callable(self.wait):
-            raise ConfigError("retry.wait", f"{self.wait!r} is not callable", "give a tenacity wait strategy")
+        for name in ("wait", "wait_throttled", "wait_unavailable", "wait_unreachable"):
+            wait = getattr(self, name)
+            if not callable(wait) and (wait is not None or name == "wait"):
+                raise ConfigError(f"retry.{name}", f"{wait!r} is not callable", "give a tenacity wait strategy")
         _not_negative("retry.min_try", self.min_try)
         _not_negative("retry.max_retry_after", self.max_retry_after)
+        _claim("retry.pushback_shared", self.pushback_shared)
+        if not isinstance(self.budget, BudgetPolicy | None):
+            raise ConfigError("retry.budget", f"{self.budget!r} is no BudgetPolicy", "give BudgetPolicy(...) or None")
+        if self.budget is not None and self.attempts > 1 and not (self.budget.ratio or self.budget.minimum):
+            problem = f"a budget of zero grants none of the retries of retry.attempts={self.attempts}"
+            raise ConfigError("retry.budget", problem, "give attempts=1, a ratio or minimum above 0, or budget=None")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +190,15 @@ class BreakerPolicy:
     evidence_after: float | None = None
     """A try cut by a nearer deadline counts as a failure only if it ran this long; None: 0.5 s, or half of
     `timeout.attempt` if that is less. So a caller with a few milliseconds cannot open a circuit."""
+    min_callers: int = 1
+    """How many callers must be hit: opens only if the rates hold with the worst `min_callers` - 1 of them left out, so
+    that one who sends what always fails does not close the upstream for all. Needs `caller=`. 1: nobody is told apart.
+    """
+    ramp_for: float = 0.0
+    """After half-open, the share of calls let in grows from a tenth to all of them over these seconds; a service that
+    has just come back is not hit by everything at once. 0 = all at once. Source: Envoy's slow start."""
+    max_circuits: int = 1000
+    """Circuits of their own that `circuit_by=` may make; over it the least recently used one that is closed goes."""
     enforce: bool = True
     """False: count and show what would have been refused, refuse nothing."""
 
@@ -184,8 +236,19 @@ class BreakerPolicy:
             raise ConfigError("breaker.after_max_half_open", problem, 'give "open" or "closed"')
         if self.evidence_after is not None:
             _not_negative("breaker.evidence_after", self.evidence_after)
+        self._check_callers()
         _claim("breaker.auto_half_open", self.auto_half_open)
         _claim("breaker.enforce", self.enforce)
+
+    def _check_callers(self) -> None:
+        _count("breaker.min_callers", self.min_callers)
+        if self.min_callers > MOST_CALLERS:
+            problem = f"{self.min_callers} are more callers than are told apart"
+            raise ConfigError("breaker.min_callers", problem, f"give at most {MOST_CALLERS}")
+        _not_negative("breaker.ramp_for", self.ramp_for)
+        if isinf(self.ramp_for):
+            raise ConfigError("breaker.ramp_for", "inf would never let all in", "give seconds; 0 for no ramp")
+        _count("breaker.max_circuits", self.max_circuits)
 
     def _check_window_for(self) -> None:
         seconds = _number("breaker.window_for", self.window_for)
@@ -229,21 +292,30 @@ class Policy:
 
     def tuned_fields(self, changes: dict[str, object]) -> Policy:
         """This policy with single fields changed, each named by its path: `{"bulkhead.limit": 40}`."""
-        sections: dict[str, dict[str, object]] = {}
-        own: dict[str, object] = {}
-        for path, value in changes.items():
-            section, _, name = path.partition(".")
-            if not name and section in _POLICY_FIELDS - SECTIONS.keys():
-                own[section] = value
-            elif section in SECTIONS and name in (known := {f.name for f in fields(SECTIONS[section])}):
-                sections.setdefault(section, {})[name] = value
-            elif section in SECTIONS and name:
-                raise UnknownName.among(path, name, known)
-            else:
-                raise UnknownName.among(path, path, KNOBS)
-        for name, values in sections.items():
-            own[name] = replace(getattr(self, name), **values)
-        return replace(self, **cast("dict[str, Any]", own))
+        return cast("Policy", _changed(self, "", changes))
+
+
+def _changed(policy: Any, where: str, changes: dict[str, object]) -> Any:
+    """A policy with fields changed, and fields of the policies in it: `changes` goes by paths from here."""
+    known = {f.name for f in fields(policy)}
+    inner: dict[str, dict[str, object]] = {}
+    own: dict[str, object] = {}
+    for path, value in changes.items():
+        name, dot, rest = path.partition(".")
+        if name not in known or (dot and not rest):
+            raise UnknownName.among(where + path, path if where else where + path, known if where else KNOBS)
+        if dot and name not in NESTED.get(type(policy), {}):
+            raise UnknownName.among(where + path, where + path, KNOBS)
+        if dot:
+            inner.setdefault(name, {})[rest] = value
+        elif where or name not in SECTIONS:
+            own[name] = value
+        else:
+            raise UnknownName.among(path, path, KNOBS)
+    for name, values in inner.items():
+        part = own.get(name, getattr(policy, name)) or NESTED[type(policy)][name]()
+        own[name] = _changed(part, f"{where}{name}.", values)
+    return replace(policy, **cast("dict[str, Any]", own))
 
 
 SECTIONS: dict[str, type[TimeoutPolicy | RetryPolicy | BreakerPolicy | BulkheadPolicy]] = {
@@ -252,10 +324,22 @@ SECTIONS: dict[str, type[TimeoutPolicy | RetryPolicy | BreakerPolicy | BulkheadP
     "breaker": BreakerPolicy,
     "bulkhead": BulkheadPolicy,
 }
+NESTED: dict[type, dict[str, type[Any]]] = {Policy: {**SECTIONS}, RetryPolicy: {"budget": BudgetPolicy}}
+"""The fields that are policies themselves."""
 _POLICY_FIELDS = {f.name for f in fields(Policy)}
-KNOBS = sorted(
-    {f"{name}.{f.name}" for name, kind in SECTIONS.items() for f in fields(kind)} | (_POLICY_FIELDS - SECTIONS.keys())
-)
+
+
+def _knobs(kind: type[Any], where: str = "") -> Iterator[str]:
+    for f in fields(kind):
+        nested = NESTED.get(kind, {}).get(f.name)
+        if kind is not Policy or nested is None:
+            yield where + f.name
+        if nested is not None:
+            yield from _knobs(nested, f"{where}{f.name}.")
+
+
+KNOBS = sorted(_knobs(Policy))
+"""The path of every field that can be set: `bulkhead.limit`, `retry.budget.ratio`, `fallback_timeout`."""
 
 
 # -- checks: each names the field and the remedy
