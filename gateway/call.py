@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from fallbacks.answer import Source
-from gateway.context import Ambient
+from gateway.context import Ambient, Tries
 from gateway.outcome import GatewayError, Outcome
 
 
@@ -30,6 +30,9 @@ class Call(Struct, eq=False):
     cutoff: float
     deadline: float
     outer: Ambient | None
+    tries: Tries | None = (
+        None  # the retries left to it and to all that is called in it; None: as many as its policy says
+    )
     attempts: int = 0  # tries that were sent and gave no value
     waited: float = 0.0  # seconds spent in the queue
     source: Source | None = None  # of an answer that is not live

@@ -43,23 +43,51 @@ def clock_here() -> Clock:
 
 
 class World(Protocol):
-    """Where instants are told: a clock, and the gateway it is the clock of (None outside of one)."""
+    """Where instants are told: a clock, and the gateway it is the clock of (None outside of one).
+
+    `attempts`: how many tries the call under a limit of this kind has in all; 1 where nothing is repeated.
+    """
 
     clock: Clock
     gateway: object
 
+    @property
+    def attempts(self) -> float:
+        """How many tries a call has in all."""
+        ...
+
+
+class Tries(Struct, eq=False):
+    """The retries that are left to a call and to all that is called in it: nested retries add up, not multiply.
+
+    The outermost call that repeats anything opens it, and whoever repeats something below spends from it
+    (hynek/stamina#19; Google SRE, "Addressing Cascading Failures": three layers of three tries are 27 calls).
+    """
+
+    left: float
+
 
 class Ambient(Struct, eq=False):
-    """What a call inherits from the one it is made in: the instant it must be over. Never changed once it is ambient.
+    """What a call inherits from the one it is made in: the instant it must be over, and the retries that are left.
 
     The time limit of a running try is one of these (`gateway.lane.Timer`).
     """
 
     at: float
     world: World
+    tries: Tries | None  # of the outermost call; opened when somebody below its first try asks
 
 
 AMBIENT: ContextVar[Ambient | None] = ContextVar("gateway", default=None)
+
+
+def tries_under(ambient: Ambient | None) -> Tries | None:
+    """The retries that are left to what is called here; None where nobody outside repeats anything."""
+    if ambient is None:
+        return None
+    if ambient.tries is None and ambient.world.attempts > 1:
+        ambient.tries = Tries(ambient.world.attempts - 1)
+    return ambient.tries
 
 
 def leave(token: Token[Ambient | None]) -> None:
@@ -77,14 +105,19 @@ class Deadline:
     `with` never moves an outer deadline further away.
     """
 
-    __slots__ = ("_token", "at", "clock", "gateway")
+    __slots__ = ("_token", "at", "clock", "gateway", "tries")
 
     HEADER: ClassVar[str] = "X-Deadline-Ms"
+    ATTEMPTS: ClassVar[str] = "X-Attempts-Left"
+    attempts: ClassVar[float] = 1  # it repeats nothing
 
-    def __init__(self, at: float, clock: Clock | None = None, gateway: object = None) -> None:
+    def __init__(
+        self, at: float, clock: Clock | None = None, gateway: object = None, *, tries: Tries | None = None
+    ) -> None:
         self.at = at
         self.gateway = gateway
         self.clock = clock or clock_here()
+        self.tries = tries  # of the call it is told in
         self._token: Token[Ambient | None] | None = None
 
     @classmethod
@@ -97,35 +130,49 @@ class Deadline:
     def current(cls) -> Deadline | None:
         """The ambient deadline, or None."""
         ambient = AMBIENT.get()
-        return None if ambient is None or ambient.at == inf else cls(ambient.at, ambient.world.clock)
+        if ambient is None or ambient.at == inf:
+            return None
+        return cls(ambient.at, ambient.world.clock, tries=tries_under(ambient))
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, str]) -> Deadline:
-        """The deadline that a caller sent along; absent or not a number of milliseconds: none."""
-        wanted = cls.HEADER.lower()
-        text = next((value for name, value in headers.items() if name.lower() == wanted), "")
-        plain = text.strip()
-        digits = plain.isascii() and plain.isdigit() and len(plain) <= 12  # noqa: PLR2004 - 31 years
-        return cls.after(int(plain) / 1000 if digits else inf)
+        """The deadline that a caller sent along; absent or not a number of milliseconds: none.
+
+        X-Attempts-Left, where it stands beside it, says how many tries all that is done for that caller may take.
+        """
+        left, attempts = number_in(headers, cls.HEADER), number_in(headers, cls.ATTEMPTS)
+        deadline = cls.after(inf if left is None else left / 1000)
+        if attempts is not None:
+            deadline.tries = Tries(max(attempts - 1, 0))
+        return deadline
 
     def remaining(self) -> float:
         """Seconds left; 0.0 when it has passed."""
         return max(0.0, self.at - self.clock())
 
     def to_headers(self) -> dict[str, str]:
-        """The header that tells another service: whole milliseconds left, rounded down. Empty without a limit."""
+        """The headers that tell another service: whole milliseconds left, rounded down; empty without a limit.
+
+        Inside a try of something that is repeated, X-Attempts-Left says how many tries are left after this one.
+        """
         left = self.remaining()
-        return {self.HEADER: str(int((left + HALF_MICROSECOND) * 1000))} if isfinite(left) else {}
+        headers = {self.HEADER: str(int((left + HALF_MICROSECOND) * 1000))} if isfinite(left) else {}
+        if self.tries is not None and isfinite(self.tries.left):
+            headers[self.ATTEMPTS] = str(int(self.tries.left))
+        return headers
 
     def __enter__(self) -> Self:
         if self._token is not None:
             msg = "this Deadline is already entered; make another with Deadline.after"
             raise RuntimeError(msg)
         inner = outer = AMBIENT.get()
+        tries = tries_under(outer) or self.tries  # the outermost's
         if outer is None or self.at < outer.at:
             if self.gateway is None and outer is not None:
                 self.gateway = outer.world.gateway
-            inner = Ambient(self.at, self)
+            inner = Ambient(self.at, self, tries)
+        elif tries is not outer.tries:
+            inner = Ambient(outer.at, outer.world, tries)
         self._token = AMBIENT.set(inner)
         return self
 
@@ -136,3 +183,10 @@ class Deadline:
 
     def __repr__(self) -> str:
         return f"<Deadline in {self.at - self.clock():.3f} s>"
+
+
+def number_in(headers: Mapping[str, str], name: str) -> int | None:
+    """The whole number that a header is; None where it is absent or something else."""
+    text = next((value for header, value in headers.items() if header.lower() == name.lower()), "").strip()
+    digits = text.isascii() and text.isdigit() and len(text) <= 12  # noqa: PLR2004 - 31 years, in milliseconds
+    return int(text) if digits else None

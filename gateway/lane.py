@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from asyncio import AbstractEventLoop, CancelledError, Task, TimerHandle
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.call import Call
 from gateway.context import HALF_MICROSECOND, Ambient, Clock
+from gateway.policy import RetryPolicy
 
 
 class Timer(Ambient, eq=False):
@@ -46,19 +47,38 @@ class Timer(Ambient, eq=False):
         return self.task.cancelling() <= self.cancelling and isinstance(error, CancelledError)
 
 
+class Repeats(Protocol):
+    """What repeats a call: a `Retry`."""
+
+    policy: RetryPolicy
+
+
 class Lane:
-    """Time limits of one duration, in seconds, on one loop."""
+    """Time limits of one duration, in seconds, on one loop. `retry`: what repeats a call that fails, if anything."""
 
-    __slots__ = ("_armed", "_loop", "_own", "_pending", "clock", "gateway", "seconds")
+    __slots__ = ("_armed", "_loop", "_own", "_pending", "_retry", "clock", "gateway", "seconds")
 
-    def __init__(self, seconds: float, loop: AbstractEventLoop, clock: Clock, gateway: object = None) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        loop: AbstractEventLoop,
+        clock: Clock,
+        gateway: object = None,
+        retry: Repeats | None = None,
+    ) -> None:
         self.seconds = seconds
         self.gateway = gateway
+        self._retry = retry
         self._loop = loop
         self.clock = clock
         self._pending: dict[Timer, None] = {}
         self._own: dict[Timer, None] = {}
         self._armed = False
+
+    @property
+    def attempts(self) -> float:
+        """How many tries a call under these limits has in all."""
+        return 1 if self._retry is None else self._retry.policy.attempts
 
     @property
     def running(self) -> int:
@@ -70,7 +90,7 @@ class Lane:
         at = call.at + self.seconds
         if call.cutoff < at:
             return self._start_own(call)
-        timer = Timer(at, self, call.task, call.cancelling, self._pending)
+        timer = Timer(at, self, call.tries, call.task, call.cancelling, self._pending)
         self._pending[timer] = None
         if not self._armed:
             self._arm(at)
@@ -78,7 +98,7 @@ class Lane:
 
     def _start_own(self, call: Call) -> Timer:
         at, outer = call.cutoff, call.outer
-        timer = Timer(at, self, call.task, call.cancelling, self._own, nearer=True)
+        timer = Timer(at, self, call.tries, call.task, call.cancelling, self._own, nearer=True)
         self._own[timer] = None
         if not isinstance(outer, Timer) or outer.task is not call.task or outer.at != at or outer.fired_at is not None:
             timer.handle = self._loop.call_at(at, self._fire_own, timer)

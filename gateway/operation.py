@@ -21,7 +21,7 @@ from fallbacks.last_good import LastGood
 from fallbacks.tiers import Alternate, Static, handler
 from gateway.arguments import Arguments, Keys
 from gateway.call import Call
-from gateway.context import AMBIENT, HALF_MICROSECOND, Deadline, leave
+from gateway.context import AMBIENT, HALF_MICROSECOND, Deadline, Tries, leave, tries_under
 from gateway.counts import Counts, Histogram, LatencySnapshot, Tally
 from gateway.events import AttemptFailed, CallFinished
 from gateway.lane import Lane, Timer
@@ -83,8 +83,12 @@ class Host(Protocol):
         """The current task, after opening the gateway on its loop if need be; raises if it cannot be."""
         ...
 
-    def lane(self, seconds: float) -> Lane:
-        """The lane for tries of this duration."""
+    def lane(self, seconds: float, *, repeats: bool) -> Lane:
+        """The lane for tries of this duration, of calls that are repeated or not."""
+        ...
+
+    def may_retry(self) -> bool:
+        """Whether the retry budget grants one more; it is then spent."""
         ...
 
 
@@ -236,6 +240,8 @@ class Operation(Generic[P, T]):
         if self._reserve:
             cutoff -= min(self._reserve, (deadline - now) / 2)
         call = Call(args, kwargs, key, task, task.cancelling(), now, now, cutoff, deadline, outer)
+        if outer is not None:
+            call.tries = tries_under(outer)
         self.tally.asked += 1
         self.calls.add(call)
         return call
@@ -260,6 +266,7 @@ class Operation(Generic[P, T]):
         """A try that gave no value: the verdict to the circuit; raises our own error, unless the function's stands."""
         upstream, breaker = self.upstream, self.upstream.breaker
         timed_out = timer.stop_on(error)
+        call.tries = timer.tries  # somebody below may have opened the account
         call.attempts += 1
         now = upstream.clock()
         took = now - call.at
@@ -344,11 +351,23 @@ class Operation(Generic[P, T]):
 
     def _pause(self, call: Call, error: Exception) -> float | None:
         """How long to wait before the next try; None: no next try."""
-        failure = call.failure
+        failure, upstream = call.failure, self.upstream
         if failure is not error or not (self.idempotent or call.not_sent):
             return None
-        left = call.cutoff - self.upstream.clock()
-        return self.upstream.retry.pause(call.attempts, failure.__cause__ or failure, call.outcome, left)
+        left = call.cutoff - upstream.clock()
+        pause = upstream.retry.pause(call.attempts, failure.__cause__ or failure, call.outcome, left)
+        if pause is None:
+            return None
+        if call.tries is None:
+            call.tries = Tries(upstream.retry.policy.attempts - call.attempts)
+        if call.tries.left < 1:
+            failure.add_note("no further try: those of the outermost call are used up")
+            return None
+        if not upstream.may_retry():
+            failure.add_note(f"no further try: the retry budget of {upstream.name} is used up")
+            return None
+        call.tries.left -= 1
+        return pause
 
     async def _fall_back(self, call: Call, error: Exception) -> Answer[T]:
         """The tiers' answer, or the error of the call."""
@@ -535,7 +554,7 @@ class Operation(Generic[P, T]):
 
     def take_lane(self) -> None:
         """Limit tries by the lane of the loop that is open now."""
-        self._lane = self.upstream.lane(self._timeout.attempt)
+        self._lane = self.upstream.lane(self._timeout.attempt, repeats=bool(self.idempotent))
 
     def swap_sender(self, send: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
         """Put something else between it and the world, for tests; gives what stood there."""

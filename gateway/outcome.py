@@ -23,12 +23,16 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal
+from math import inf
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 WaitedFor = Literal["queue", "connect", "read", "attempt", "deadline"]
+Reason = Literal["throttled", "unavailable", "unreachable"]
+"""Why an upstream did nothing: too many requests (429), it is out of order (503), no connection."""
+REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 class Outcome(StrEnum):
@@ -45,7 +49,7 @@ class Outcome(StrEnum):
 class GatewayError(Exception):
     """A call that got no live answer. `__cause__` is the upstream's own last error, `__notes__` has one line a tier.
 
-    `attempts` counts the tries that were really sent; `retry_after` is in seconds, None when nobody knows.
+    `attempts` counts the tries that were really sent; `retry_after` is in seconds, None when nobody knows, inf: never.
     """
 
     outcome: Outcome = Outcome.FAILED
@@ -99,11 +103,22 @@ class UnknownTimeout(Unknown, TimeoutError):
 
 
 def retry_after_of(error: BaseException) -> float | None:
-    """The seconds after which an error says to try again; None where it does not, or not in numbers."""
+    """The seconds after which an error says to try again; None where it does not, or not in numbers.
+
+    Below 0 means never, which is inf here, as in gRPC's pushback (proposal A6).
+    """
     seconds = getattr(error, "retry_after", None)
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds != seconds:  # noqa: PLR0124 - nan
         return None
-    return float(seconds)
+    return float(seconds) if seconds >= 0 else inf
+
+
+def reason_of(error: BaseException) -> Reason | None:
+    """The reason that an error gives, if it is one of ours."""
+    if isinstance(error, ConnectionRefusedError):
+        return "unreachable"
+    said = getattr(error, "reason", None)
+    return next((reason for reason in REASONS if reason == said), None)
 
 
 class Refused(Exception):
@@ -115,11 +130,16 @@ class Refused(Exception):
 
 
 class NotSent(Exception):
-    """Raise it in an operation: the request certainly never reached the upstream, so that any call may be repeated."""
+    """Raise it in an operation: the request certainly had no effect upstream, so that any call may be repeated.
 
-    def __init__(self, *args: object, retry_after: float | None = None) -> None:
+    `retry_after`: the upstream's own wish, in seconds; below 0: never. `reason` chooses the wait before the next try:
+    "throttled" (429), "unavailable" (503), "unreachable" (no connection).
+    """
+
+    def __init__(self, *args: object, retry_after: float | None = None, reason: Reason = "unreachable") -> None:
         super().__init__(*args)
         self.retry_after = retry_after
+        self.reason = reason
 
 
 class ConfigError(ValueError):

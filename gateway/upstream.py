@@ -32,8 +32,8 @@ from gateway.events import CircuitChanged, Listeners
 from gateway.lane import Lane
 from gateway.operation import Operation, OperationSnapshot
 from gateway.outcome import ConfigError, Outcome, UnknownName
-from gateway.policy import Policy, TimeoutPolicy
-from gateway.retry import Retry
+from gateway.policy import BudgetPolicy, Policy, TimeoutPolicy
+from gateway.retry import BudgetSnapshot, Retry, RetryBudget
 
 log = logging.getLogger("gateway")
 
@@ -81,6 +81,7 @@ class UpstreamSnapshot:
     policy: Policy
     bulkhead: BulkheadSnapshot
     breaker: BreakerSnapshot
+    budget: BudgetSnapshot | None
     counts: Counts
     latency: LatencySnapshot
     waits: LatencySnapshot
@@ -131,12 +132,15 @@ class Upstream:
         self._policy = policy
         self._operations: dict[str, Operation[..., Any]] = {}
         self._bound_to: AbstractEventLoop | None = None
-        self._lanes: dict[float, Lane] = {}
+        self._lanes: dict[tuple[float, bool], Lane] = {}
         self._workers: Workers | None = None
         self._warnings: tuple[str, ...] = ()
         self.bulkhead = Bulkhead(policy.bulkhead)
         self.breaker = CircuitBreaker(policy.breaker, on_change=self._circuit_changed)
         self.retry = Retry(policy.retry)
+        self.budget: RetryBudget | None = None
+        self._paid_in_for = 0  # first tries that the budget has seen
+        self._use_budget(policy.retry.budget)
         self._warn()
 
     # -- operations
@@ -259,6 +263,7 @@ class Upstream:
         if self._bound_to is not None:
             self._take_lanes()
         self.retry.policy = policy.retry
+        self._use_budget(policy.retry.budget)
         self.breaker.policy = policy.breaker
         self.bulkhead.policy = policy.bulkhead  # last: it wakes waiters, who go by the rest
         self._warn()
@@ -295,6 +300,7 @@ class Upstream:
             policy=self._policy,
             bulkhead=self.bulkhead.snapshot(),
             breaker=self.breaker.snapshot(),
+            budget=None if self.budget is None else self.budget.snapshot(),
             counts=Counts.total(operation.counts for operation in operations.values()),
             latency=latency.snapshot(),
             waits=self.waits.snapshot(),
@@ -314,6 +320,8 @@ class Upstream:
         if self._bound_to is not None or clock is not self.clock:
             self.clock = clock
             self.breaker.restart(clock)
+            if self.budget is not None:
+                self.budget.restart(clock)
         self._bound_to = self.loop = loop
         self.thread = get_ident()
         self._take_lanes()
@@ -339,24 +347,44 @@ class Upstream:
             raise RuntimeError(msg)
         return task
 
-    def lane(self, seconds: float) -> Lane:
-        """The lane for tries of this duration."""
-        lane = self._lanes.get(seconds)
+    def lane(self, seconds: float, *, repeats: bool) -> Lane:
+        """The lane for tries of this duration, of calls that are repeated or not."""
+        lane = self._lanes.get((seconds, repeats))
         if lane is None:
-            loop = cast("AbstractEventLoop", self._bound_to)
-            lane = self._lanes[seconds] = Lane(seconds, loop, self.clock, self.gateway)
+            loop, retry = cast("AbstractEventLoop", self._bound_to), self.retry if repeats else None
+            lane = self._lanes[seconds, repeats] = Lane(seconds, loop, self.clock, self.gateway, retry)
         return lane
+
+    def may_retry(self) -> bool:
+        """Whether the retry budget grants one more; it is then spent.
+
+        Only first tries that were sent pay in: what the circuit or the pool keeps from a sick upstream earns nothing.
+        """
+        if self.budget is None:
+            return True
+        sent = sum(operation.tally.attempts - operation.tally.retries for operation in self)
+        self.budget.deposit(sent - self._paid_in_for)
+        self._paid_in_for = sent
+        return self.budget.withdraw()
 
     @property
     def timers(self) -> int:
         """How many limits on time run now."""
         return sum(lane.running for lane in self._lanes.values())
 
+    def _use_budget(self, policy: BudgetPolicy | None) -> None:
+        if policy is None:
+            self.budget = None
+        elif self.budget is None:
+            self.budget = RetryBudget(policy, clock=self.clock)
+        else:
+            self.budget.policy = policy
+
     def _take_lanes(self) -> None:
         for operation in self:
             operation.take_lane()
-        wanted = {operation.timeout.attempt for operation in self}
-        self._lanes = {s: lane for s, lane in self._lanes.items() if s in wanted or lane.running}
+        wanted = {(operation.timeout.attempt, bool(operation.idempotent)) for operation in self}
+        self._lanes = {kind: lane for kind, lane in self._lanes.items() if kind in wanted or lane.running}
 
     def _circuit_changed(self, before: StateName, after: StateName, at: float) -> None:
         if after in {"open", "isolated"} and (after == "isolated" or self._policy.breaker.enforce):

@@ -419,7 +419,7 @@ async def test_a_deadline_that_only_tells_serves_nobody_as_a_timer() -> None:
     at = now() + 0.5
 
     with pytest.raises(TimeoutError):
-        await limited(lane, sleep(60), at, Ambient(at, lane))
+        await limited(lane, sleep(60), at, Ambient(at, lane, None))
 
     assert now() == pytest.approx(at)
 

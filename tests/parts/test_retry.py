@@ -87,7 +87,7 @@ def test_a_time_to_come_back_that_does_not_fit_forbids_the_retry() -> None:
     assert retry.pause(1, NotSent("busy", retry_after=3.0), FAILED, 2.0) is None
 
 
-@pytest.mark.parametrize("strange", ["120", datetime(2026, 1, 1), True, -1.0, float("nan"), [1]])  # noqa: DTZ001
+@pytest.mark.parametrize("strange", ["120", datetime(2026, 1, 1), True, float("nan"), [1]])  # noqa: DTZ001
 def test_a_time_to_come_back_that_is_no_number_of_seconds_is_none(strange: object) -> None:
     error = ConnectionError("no")
     error.retry_after = strange  # type: ignore[attr-defined]
