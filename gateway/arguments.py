@@ -8,11 +8,13 @@ no two calls share a key by accident and no key keeps an object alive.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextvars import ContextVar
 from dataclasses import fields
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
+from functools import partial
 from inspect import Parameter, signature
 from math import inf
 from typing import Any
@@ -157,6 +159,50 @@ class Keys:
 
     def _needed(self, why: str) -> KeyNeeded:
         return KeyNeeded(f"{self._where}: {why}; give the operation key=, a function of its arguments")
+
+
+Namer = Callable[[tuple[Any, ...], dict[str, Any]], Hashable]
+"""Gives a name of a call from its arguments."""
+
+
+def namer(where: str, said: Callable[..., Hashable] | ContextVar[Any]) -> Namer:
+    """What names a call: a function of its arguments or of nothing, or a context variable (None where it is not set).
+
+    The namer raises KeyNeeded where the function raises, or gives what has no hash.
+    """
+    variable = said if isinstance(said, ContextVar) else getattr(said, "__self__", None)
+    if isinstance(variable, ContextVar):
+        get = partial(value_of, variable)
+    elif takes_nothing(said):
+        get = said  # type: ignore[assignment]  # it is no variable
+    else:
+        get = None
+
+    def name(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+        try:
+            named: Hashable = said(*args, **kwargs) if get is None else get()  # type: ignore[operator]
+            hash(named)
+        except Exception as error:
+            raise KeyNeeded(f"{where} raised {error!r}, so the call has none") from error
+        return named
+
+    return name
+
+
+def value_of(variable: ContextVar[Any]) -> Any:
+    """What it is set to; its default, or None, where it is not."""
+    try:
+        return variable.get()
+    except LookupError:
+        return None
+
+
+def takes_nothing(function: object) -> bool:
+    """Whether a function has no parameters at all."""
+    try:
+        return callable(function) and not signature(function).parameters
+    except (TypeError, ValueError):  # it does not say
+        return False
 
 
 def canonical(value: Any) -> Hashable:

@@ -52,7 +52,7 @@ class Bulkhead:
         self._policy = policy
         self._limit = policy.limit
         self._clock = clock
-        self._waiters: OrderedDict[Waiter, None] = OrderedDict()  # a set in order of arrival
+        self._waiters: OrderedDict[Waiter, object] = OrderedDict()  # in order of arrival, with the circuit of each
         self.in_use = self.abandoned = self.peak = self.rejected = 0
 
     @property
@@ -80,9 +80,10 @@ class Bulkhead:
             return True
         return False
 
-    async def acquire(self, deadline: float = inf) -> None:
+    async def acquire(self, deadline: float = inf, circuit: object = None) -> None:
         """Take a place, waiting for one if need be; `deadline` is an instant of the clock.
 
+        `circuit`: whose refusal would make the wait vain, see `reject_waiters`.
         Raises BulkheadFull when the queue is full or `max_wait` is over, DeadlineExceeded when the deadline is sooner.
         """
         if self.acquire_nowait():
@@ -100,7 +101,7 @@ class Bulkhead:
             timer = loop.call_later(deadline - now, self._reject, waiter, self._too_late)
         elif patience < inf:
             timer = loop.call_later(patience - now, self._reject, waiter, self._waited_too_long)
-        self._waiters.setdefault(waiter)
+        self._waiters[waiter] = circuit
         try:
             rejection = await waiter
         except BaseException:
@@ -133,10 +134,11 @@ class Bulkhead:
         self.abandoned -= 1
         self.release()
 
-    def reject_waiters(self, reason: Callable[[], Rejected]) -> None:
-        """Send everybody who waits away, each with an error of its own."""
-        for waiter in tuple(self._waiters):
-            self._reject(waiter, reason)
+    def reject_waiters(self, reason: Callable[[], Rejected], circuit: object = None) -> None:
+        """Send everybody who waits under this circuit away, each with an error of its own."""
+        for waiter, its_circuit in tuple(self._waiters.items()):
+            if its_circuit is circuit:
+                self._reject(waiter, reason)
 
     def snapshot(self) -> BulkheadSnapshot:
         """The pool as it is now."""

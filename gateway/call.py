@@ -4,13 +4,42 @@ from __future__ import annotations
 
 from asyncio import Task
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
 from fallbacks.answer import Source
 from gateway.context import Ambient, Tries
 from gateway.outcome import GatewayError, Outcome
+
+
+class Circuit(Protocol):
+    """A circuit as a call sees it: a `CircuitBreaker`, or one that is told who asks."""
+
+    @property
+    def slow_beyond(self) -> float:
+        """A try that takes longer, in seconds, is slow."""
+        ...
+
+    def check(self) -> None:
+        """Raise what `enter` would raise."""
+        ...
+
+    def enter(self, now: float) -> Any:
+        """Leave to try, or CircuitOpen."""
+        ...
+
+    def leave(self, state: Any, now: float, failed: bool | None, slow: bool) -> None:  # noqa: FBT001 - the hot path
+        """How it went."""
+        ...
+
+    def leave_refused(self, state: Any, now: float) -> None:
+        """It was refused."""
+        ...
+
+    def hold(self, until: float) -> None:
+        """The upstream asked to be left alone."""
+        ...
 
 
 class Call(Struct, eq=False):
@@ -33,6 +62,7 @@ class Call(Struct, eq=False):
     tries: Tries | None = (
         None  # the retries left to it and to all that is called in it; None: as many as its policy says
     )
+    breaker: Circuit | None = None  # its circuit, where that is not simply the upstream's
     attempts: int = 0  # tries that were sent and gave no value
     waited: float = 0.0  # seconds spent in the queue
     source: Source | None = None  # of an answer that is not live

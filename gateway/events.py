@@ -7,7 +7,7 @@ changes what is observed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from inspect import ismethod
 from typing import Any, TypeVar
 
@@ -49,10 +49,14 @@ class AttemptFailed(Event, frozen=True, kw_only=True):
 
 
 class CircuitChanged(Event, frozen=True, kw_only=True):
-    """The circuit went from one state to another; `at` is when that was due, even if noticed later."""
+    """A circuit went from one state to another; `at` is when that was due, even if noticed later.
+
+    `key`: of a circuit of its own that `circuit_by=` made; None: the upstream's.
+    """
 
     before: str
     after: str
+    key: Hashable = None
 
 
 KINDS: tuple[type[Event], ...] = (CallFinished, AttemptFailed, CircuitChanged)

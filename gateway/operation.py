@@ -9,18 +9,21 @@ from __future__ import annotations
 import logging
 from asyncio import CancelledError, Task, current_task, sleep
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial, update_wrapper
+from math import inf
 from reprlib import repr as brief
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from fallbacks.answer import LIVE, Answer, Question, Source, Tier
 from fallbacks.chain import Fallback, told
 from fallbacks.last_good import LastGood
 from fallbacks.tiers import Alternate, Static, handler
-from gateway.arguments import Arguments, Keys
-from gateway.call import Call
+from gateway.arguments import Arguments, Keys, Namer, namer
+from gateway.call import Call, Circuit
+from gateway.circuits import Asked
 from gateway.context import AMBIENT, HALF_MICROSECOND, Deadline, Tries, leave, tries_under
 from gateway.counts import Counts, Histogram, LatencySnapshot, Tally
 from gateway.events import AttemptFailed, CallFinished
@@ -45,6 +48,7 @@ from gateway.policy import Policy, TimeoutPolicy
 if TYPE_CHECKING:
     from gateway.breaker import CircuitBreaker, State
     from gateway.bulkhead import Bulkhead
+    from gateway.circuits import Circuits
     from gateway.context import Clock
     from gateway.events import Listeners
     from gateway.retry import Retry
@@ -56,9 +60,15 @@ Q = ParamSpec("Q")
 T = TypeVar("T")
 H = TypeVar("H", bound=Callable[..., Any])
 A = TypeVar("A", bound=Tier)
+CircuitBy = Literal["operation"] | Callable[..., Hashable] | ContextVar[Any]
+"""What splits an upstream's circuit: the operation's name, a function of the arguments, a context variable."""
 CANCELLED = Outcome.CANCELLED  # module globals: reading a member through its class costs a descriptor call
 GRACE = 0.05
 """A try that was told to end, and ends later than this, in seconds, has overrun."""
+
+
+EARLY = 0.001
+"""Timers may come early by this much (uvloop's): who waits for as long as he was asked to is not to be refused."""
 
 
 class Host(Protocol):
@@ -70,6 +80,7 @@ class Host(Protocol):
     clock: Clock
     bulkhead: Bulkhead
     breaker: CircuitBreaker
+    circuits: Circuits
     retry: Retry
     waits: Histogram
     listeners: Listeners
@@ -132,6 +143,8 @@ class Operation(Generic[P, T]):
         key: Callable[..., Hashable] | None,
         identity: Callable[[], Hashable] | None,
         timeout: TimeoutPolicy | None,
+        circuit_by: CircuitBy | None,
+        caller: Callable[..., Hashable] | ContextVar[Any] | None,
     ) -> None:
         update_wrapper(self, function)
         self.__wrapped__ = plain = function.__func__ if isinstance(function, classmethod) else function
@@ -149,12 +162,19 @@ class Operation(Generic[P, T]):
         self._arguments = Arguments(plain)
         self._keys = Keys(upstream.name, name, self._arguments, key=key, identity=identity)
         self._own_timeout = timeout
+        where = f"{upstream.name}.{name}"
+        self._circuit_by: Namer | None = None
+        if circuit_by is not None:
+            by = (lambda: name) if circuit_by == "operation" else cast("Callable[..., Hashable]", circuit_by)
+            self._circuit_by = namer(f"{where} circuit_by=", by)
+        self._names_caller = None if caller is None else namer(f"{where} caller=", caller)
+        self._caller: Namer | None = None  # where callers are told apart
         self._lane: Lane  # from `take_lane`, once a loop is known
         self._fallback = Fallback((), scope=self._scope)
         self._memories: tuple[Callable[[Hashable | None, Any, float], object], ...] = ()
         # Where nothing is remembered, it is enough that the arguments fit.
         self._key_of: Callable[[tuple[Any, ...], dict[str, Any]], Hashable | None] = self._arguments.check
-        self.use(policy, self.timeout_under(policy))
+        self.use(policy, self.check(policy))
         for tier in fallback:
             self._add(tier)
         if idempotent is None:
@@ -192,9 +212,9 @@ class Operation(Generic[P, T]):
     async def _attempt(self, call: Call) -> T:
         """One try: a place in the pool, leave from the circuit, a limit on time, the world; and the verdict."""
         upstream = self.upstream
-        bulkhead, breaker = upstream.bulkhead, upstream.breaker
+        bulkhead, breaker = upstream.bulkhead, call.breaker or upstream.breaker
         if not bulkhead.acquire_nowait():
-            await self._queue(call)
+            await self._queue(call, breaker)
         try:
             sent_at = call.at
             if sent_at >= call.cutoff:  # a function that never suspends would be sent all the same
@@ -209,7 +229,9 @@ class Operation(Generic[P, T]):
                 value = await self._send(*call.args, **call.kwargs)
             except BaseException as error:
                 leave(outside)
-                self._failed(call, circuit, timer, error)  # raises our own error, unless the function's is to stand
+                self._failed(
+                    call, breaker, circuit, timer, error
+                )  # raises our own error, unless the function's is to stand
                 raise
             AMBIENT.reset(outside)
             call.at = ended_at = upstream.clock()
@@ -240,19 +262,21 @@ class Operation(Generic[P, T]):
         if self._reserve:
             cutoff -= min(self._reserve, (deadline - now) / 2)
         call = Call(args, kwargs, key, task, task.cancelling(), now, now, cutoff, deadline, outer)
+        if self._circuit_by is not None or self._caller is not None:
+            call.breaker = self._circuit_of(args, kwargs)
         if outer is not None:
             call.tries = tries_under(outer)
         self.tally.asked += 1
         self.calls.add(call)
         return call
 
-    async def _queue(self, call: Call) -> None:
+    async def _queue(self, call: Call, breaker: Circuit) -> None:
         """Wait for a place. An open circuit rejects before anyone queues."""
         upstream, asked_at = self.upstream, call.at
-        upstream.breaker.check()
+        breaker.check()
         queued = True
         try:
-            await upstream.bulkhead.acquire(call.cutoff)
+            await upstream.bulkhead.acquire(call.cutoff, breaker.breaker if type(breaker) is Asked else breaker)
         except BulkheadFull as full:
             queued = full.reason != "queue_full"
             raise
@@ -262,9 +286,9 @@ class Operation(Generic[P, T]):
                 call.waited += call.at - asked_at
                 upstream.waits.record(call.at - asked_at)
 
-    def _failed(self, call: Call, circuit: State, timer: Timer, error: BaseException) -> None:
+    def _failed(self, call: Call, breaker: Circuit, circuit: State, timer: Timer, error: BaseException) -> None:
         """A try that gave no value: the verdict to the circuit; raises our own error, unless the function's stands."""
-        upstream, breaker = self.upstream, self.upstream.breaker
+        upstream = self.upstream
         timed_out = timer.stop_on(error)
         call.tries = timer.tries  # somebody below may have opened the account
         call.attempts += 1
@@ -288,9 +312,19 @@ class Operation(Generic[P, T]):
             cut = timer.nearer and (timer.fired_at is not None or of_the_deadline(error))
             breaker.leave(circuit, now, None if cut and not ran_long else True, slow)
             call.failure = self._failure(call, timer if timed_out else None, took, error)
+            if call.failure.retry_after and not isinstance(
+                error, GatewayError
+            ):  # another upstream's wish is not this one's
+                self._leave_alone(breaker, now, call.failure.retry_after)
             if upstream.listeners.attempt_failed:
                 self._tell_failed(call, now, took)
             raise call.failure from call.failure.__cause__
+
+    def _leave_alone(self, breaker: Circuit, now: float, retry_after: float) -> None:
+        """A wish to slow down holds for all calls of the circuit, not only for the one that was told."""
+        policy = self.upstream.retry.policy
+        if policy.pushback_shared and retry_after < inf:  # never again: that is said of this call
+            breaker.hold(now + min(retry_after, policy.max_retry_after) - EARLY)
 
     def _judge(self, call: Call, timed_out: bool, error: BaseException) -> tuple[Outcome, bool]:  # noqa: FBT001 - private
         """The outcome of a try that raised, and whether it certainly had no effect."""
@@ -456,6 +490,14 @@ class Operation(Generic[P, T]):
         )
         listeners.tell(listeners.call_finished, event)
 
+    def _circuit_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Circuit:
+        """The circuit of a call: that of its key, as its caller sees it."""
+        breaker = self.upstream.breaker
+        key = None if self._circuit_by is None else self._circuit_by(args, kwargs)
+        if key is not None:
+            breaker = self.upstream.circuits.of(key)
+        return breaker if self._caller is None else Asked(breaker, self._caller(args, kwargs))
+
     def _scope(self, at: float) -> Deadline:
         return Deadline(at, self.upstream.clock, self.upstream.gateway)
 
@@ -539,14 +581,19 @@ class Operation(Generic[P, T]):
         """The limits on time that hold for it: the upstream's, save those of its own."""
         return self._timeout
 
-    def timeout_under(self, policy: Policy) -> TimeoutPolicy:
-        """The limits that would hold under this policy; a ConfigError if they contradict each other."""
+    def check(self, policy: Policy) -> TimeoutPolicy:
+        """The limits that would hold under this policy; a ConfigError if it contradicts what is declared here."""
+        if policy.breaker.min_callers > 1 and self._names_caller is None:
+            problem = f"breaker.min_callers={policy.breaker.min_callers} tells callers apart, and nothing names them"
+            remedy = "give caller=, a function of the arguments or a ContextVar; or min_callers=1"
+            raise ConfigError(f"{self.upstream.name}.{self.name} caller", problem, remedy)
         return policy.timeout if self._own_timeout is None else policy.timeout.overlaid(self._own_timeout)
 
     def use(self, policy: Policy, timeout: TimeoutPolicy) -> None:
         """Go by these numbers from the next call, or try, on."""
         self._timeout = timeout
         self._call_for = timeout.call
+        self._caller = self._names_caller if policy.breaker.min_callers > 1 else None
         evidence = policy.breaker.evidence_after
         self._evidence_after = min(0.5, timeout.attempt / 2) if evidence is None else evidence
         self._fallback.timeout, self._fallback.limit = policy.fallback_timeout, policy.fallback_limit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from asyncio import AbstractEventLoop, Task, current_task
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import (
@@ -26,11 +27,12 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
 from fallbacks.answer import Tier
 from gateway.breaker import BreakerSnapshot, CircuitBreaker, StateName
 from gateway.bulkhead import Bulkhead, BulkheadSnapshot
+from gateway.circuits import Circuits
 from gateway.context import Clock
 from gateway.counts import Counts, Histogram, LatencySnapshot
 from gateway.events import CircuitChanged, Listeners
 from gateway.lane import Lane
-from gateway.operation import Operation, OperationSnapshot
+from gateway.operation import CircuitBy, Operation, OperationSnapshot
 from gateway.outcome import ConfigError, Outcome, UnknownName
 from gateway.policy import BudgetPolicy, Policy, TimeoutPolicy
 from gateway.retry import BudgetSnapshot, Retry, RetryBudget
@@ -81,6 +83,7 @@ class UpstreamSnapshot:
     policy: Policy
     bulkhead: BulkheadSnapshot
     breaker: BreakerSnapshot
+    circuits: Mapping[Hashable, BreakerSnapshot]
     budget: BudgetSnapshot | None
     counts: Counts
     latency: LatencySnapshot
@@ -101,6 +104,8 @@ class Declaration:
     key: Callable[..., Hashable] | None = None
     identity: Callable[[], Hashable] | None = None
     timeout: TimeoutPolicy | None = field(default=None)
+    circuit_by: CircuitBy | None = None
+    caller: Callable[..., Hashable] | ContextVar[Any] | None = None
 
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> Operation[P, T]: ...
@@ -137,6 +142,9 @@ class Upstream:
         self._warnings: tuple[str, ...] = ()
         self.bulkhead = Bulkhead(policy.bulkhead)
         self.breaker = CircuitBreaker(policy.breaker, on_change=self._circuit_changed)
+        self.circuits = Circuits(
+            policy.breaker, clock=self.clock, shared=self.breaker, on_change=self._changed, name=self.name
+        )
         self.retry = Retry(policy.retry)
         self.budget: RetryBudget | None = None
         self._paid_in_for = 0  # first tries that the budget has seen
@@ -163,6 +171,8 @@ class Upstream:
         key: Callable[..., Hashable] | None = None,
         identity: Callable[[], Hashable] | None = None,
         timeout: TimeoutPolicy | None = None,
+        circuit_by: CircuitBy | None = None,
+        caller: Callable[..., Hashable] | ContextVar[Any] | None = None,
     ) -> Declaration: ...
     def operation(
         self,
@@ -177,6 +187,8 @@ class Upstream:
         key: Callable[..., Hashable] | None = None,
         identity: Callable[[], Hashable] | None = None,
         timeout: TimeoutPolicy | None = None,
+        circuit_by: CircuitBy | None = None,
+        caller: Callable[..., Hashable] | ContextVar[Any] | None = None,
     ) -> Any:
         """Register a function, async or plain, as one thing you ask of this upstream. A decorator.
 
@@ -185,6 +197,10 @@ class Upstream:
         `classify`: a function of an exception, or of a value, that gives an Outcome or None for the usual one.
         `key`, a function of the same arguments, names the call; `identity`, of none, is mixed into every key.
         `timeout`: limits of its own, where they differ from the upstream's.
+        `circuit_by`: "operation", or a function of the arguments such as the tenant (or a ContextVar): calls of each
+        key have a circuit of their own, so that what ails one does not close the upstream for all. None as the key:
+        the upstream's own circuit.
+        `caller`: who asks, named in the same ways; see `BreakerPolicy.min_callers`.
         Raises ConfigError for what cannot work.
         """
         declaration = Declaration(
@@ -197,6 +213,8 @@ class Upstream:
             key=key,
             identity=identity,
             timeout=timeout,
+            circuit_by=circuit_by,
+            caller=caller,
         )
         return declaration if function is None else declaration(function)
 
@@ -235,6 +253,8 @@ class Upstream:
             key=declared.key,
             identity=declared.identity,
             timeout=declared.timeout,
+            circuit_by=declared.circuit_by,
+            caller=declared.caller,
         )
         self._operations[name] = operation
         if self._bound_to is not None:
@@ -255,8 +275,7 @@ class Upstream:
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
-        check_policy(self.name, policy)
-        timeouts = {operation: operation.timeout_under(policy) for operation in self}  # what cannot work raises here
+        timeouts = self.check(policy)  # what cannot work raises here
         self._policy = policy
         for operation, timeout in timeouts.items():
             operation.use(policy, timeout)
@@ -264,9 +283,14 @@ class Upstream:
             self._take_lanes()
         self.retry.policy = policy.retry
         self._use_budget(policy.retry.budget)
-        self.breaker.policy = policy.breaker
+        self.breaker.policy = self.circuits.policy = policy.breaker
         self.bulkhead.policy = policy.bulkhead  # last: it wakes waiters, who go by the rest
         self._warn()
+
+    def check(self, policy: Policy) -> dict[Operation[..., Any], TimeoutPolicy]:
+        """The limits on time that its operations would have; a ConfigError if it cannot have this policy."""
+        check_policy(self.name, policy)
+        return {operation: operation.check(policy) for operation in self}
 
     def tune(self, **sections: Any) -> None:
         """Replace sections of the policy: `tune(bulkhead=BulkheadPolicy(limit=40), fallback_timeout=0.2)`."""
@@ -281,13 +305,27 @@ class Upstream:
         """What is unwise about its numbers, in words."""
         return self._warnings
 
-    def isolate(self) -> None:
-        """Send nothing any more: every call is answered by its fallbacks, until `restore()`."""
-        self.breaker.isolate()
+    def circuit(self, key: Hashable) -> CircuitBreaker:
+        """The circuit of the calls with this key, as `circuit_by=` names it; made if there is none yet."""
+        return self.circuits.of(key)
 
-    def restore(self) -> None:
-        """Close the circuit, with an empty window."""
-        self.breaker.restore()
+    def isolate(self, key: Hashable = None) -> None:
+        """Send nothing any more: every call is answered by its fallbacks, until `restore()`. With a key: its calls."""
+        if key is not None:
+            self.circuits.of(key).isolate()
+        else:
+            self.breaker.isolate()
+            self.circuits.isolate()
+
+    def restore(self, key: Hashable = None) -> None:
+        """Close all circuits, with empty windows. With a key: that one; UnknownName if there is none."""
+        if key is None:
+            self.breaker.restore()
+            self.circuits.restore()
+        elif (breaker := self.circuits.peek(key)) is not None:
+            breaker.restore()
+        else:
+            raise UnknownName.among(f"{self.name} circuit", str(key), map(str, self.circuits.snapshots()))
 
     def snapshot(self) -> UpstreamSnapshot:
         """The upstream as it is now; needs no running loop."""
@@ -300,6 +338,7 @@ class Upstream:
             policy=self._policy,
             bulkhead=self.bulkhead.snapshot(),
             breaker=self.breaker.snapshot(),
+            circuits=MappingProxyType(self.circuits.snapshots()),
             budget=None if self.budget is None else self.budget.snapshot(),
             counts=Counts.total(operation.counts for operation in operations.values()),
             latency=latency.snapshot(),
@@ -320,6 +359,7 @@ class Upstream:
         if self._bound_to is not None or clock is not self.clock:
             self.clock = clock
             self.breaker.restart(clock)
+            self.circuits.restart(clock)
             if self.budget is not None:
                 self.budget.restart(clock)
         self._bound_to = self.loop = loop
@@ -387,10 +427,13 @@ class Upstream:
         self._lanes = {kind: lane for kind, lane in self._lanes.items() if kind in wanted or lane.running}
 
     def _circuit_changed(self, before: StateName, after: StateName, at: float) -> None:
+        self._changed(None, self.breaker, before, after, at)
+
+    def _changed(self, key: Hashable, breaker: CircuitBreaker, before: StateName, after: StateName, at: float) -> None:
         if after in {"open", "isolated"} and (after == "isolated" or self._policy.breaker.enforce):
-            self.bulkhead.reject_waiters(self.breaker.refusal)
+            self.bulkhead.reject_waiters(breaker.refusal, breaker)
         if self.listeners.circuit_changed:
-            event = CircuitChanged(upstream=self.name, at=at, before=before, after=after)
+            event = CircuitChanged(upstream=self.name, at=at, before=before, after=after, key=key)
             self.listeners.tell(self.listeners.circuit_changed, event)
 
     def _warn(self) -> None:
@@ -444,6 +487,11 @@ def check_declaration(field: str, declared: Declaration) -> None:
     expect("fallback", isinstance(declared.fallback, listed), "give a list of tiers")
     expect("refused", all(isinstance(k, type) and issubclass(k, BaseException) for k in kinds), "give a tuple of types")
     expect("timeout", isinstance(declared.timeout, TimeoutPolicy | None), "give TimeoutPolicy(...)")
+    by = declared.circuit_by
+    namers = 'give "operation", a function of the arguments, or a ContextVar'
+    expect("circuit_by", by is None or by == "operation" or callable(by) or isinstance(by, ContextVar), namers)
+    who = declared.caller
+    expect("caller", who is None or callable(who) or isinstance(who, ContextVar), "give a function, or a ContextVar")
     for name in ("classify", "key", "identity"):
         expect(name, getattr(declared, name) is None or callable(getattr(declared, name)), "give a function")
 

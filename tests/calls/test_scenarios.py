@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from random import Random
 from typing import Any
@@ -24,9 +25,11 @@ from tenacity.wait import wait_base
 
 from gateway import (
     BreakerPolicy,
+    BudgetPolicy,
     BulkheadFull,
     BulkheadPolicy,
     CallFinished,
+    CircuitChanged,
     CircuitOpen,
     Failed,
     FailedTimeout,
@@ -613,7 +616,12 @@ async def test_s13_only_a_pause_carries_a_call_over_an_outage(
 
 async def test_s15_without_a_budget_two_attempts_double_the_load_of_an_upstream_that_is_down(gate: Gateway) -> None:
     sent = {"plain asyncio": 0, "ours": 0}
-    policy = Policy(timeout=TimeoutPolicy(attempt=1.0), breaker=NO_CIRCUIT, bulkhead=NO_BULKHEAD)
+    policy = Policy(
+        timeout=TimeoutPolicy(attempt=1.0),
+        retry=RetryPolicy(budget=None),
+        breaker=NO_CIRCUIT,
+        bulkhead=NO_BULKHEAD,
+    )
     b = gate.upstream("b", policy=policy)
 
     @b.operation(idempotent=True)
@@ -634,6 +642,75 @@ async def test_s15_without_a_budget_two_attempts_double_the_load_of_an_upstream_
     expect("S15", "load, ours without a budget, x", 2.00, sent["ours"] / calls)
     counts = b.snapshot().counts
     assert (counts.asked, counts.attempts, counts.retries, counts.failed) == (1000, 2000, 1000, 1000)
+
+
+@pytest.mark.parametrize("minimum", [0.0, 1.0])
+async def test_s15_with_a_budget_of_a_fifth_the_load_is_a_fifth_more_and_the_minimum(
+    gate: Gateway, minimum: float
+) -> None:
+    seconds = 100
+    policy = Policy(
+        timeout=TimeoutPolicy(attempt=1.0),
+        retry=RetryPolicy(budget=BudgetPolicy(ratio=0.2, minimum=minimum, burst=10)),
+        breaker=NO_CIRCUIT,
+        bulkhead=NO_BULKHEAD,
+    )
+    b = gate.upstream("b", policy=policy)
+    operation = b.operation(name="ask", idempotent=True)(hang)
+
+    calls = len(await ten_a_second(seconds, operation))
+
+    counts = b.snapshot().counts
+    most = 1.20 + (minimum * (seconds + 1) + 10) / calls  # the last calls fail a second after they were made
+    assert counts.attempts / calls <= most + 1e-6
+    expect("S15", f"load, a fifth and {minimum:g}/s granted, x", round(most, 2), round(counts.attempts / calls, 2))
+    assert counts.failed == calls
+
+
+@pytest.mark.parametrize("failing", [1.0, 0.5], ids=["outage", "brown-out"])
+async def test_s15_three_layers_of_three_tries_ask_three_times_and_not_27(gate: Gateway, failing: float) -> None:
+    random, asked = Random(15), {"plain asyncio": 0, "ours": 0}
+    pages, most = 200, {"plain asyncio": 0, "ours": 0}
+
+    async def bottom(who: str) -> None:
+        asked[who] += 1
+        if random.random() < failing:
+            raise ConnectionError
+
+    async def thrice(below: Callable[[str], Awaitable[None]], who: str) -> None:
+        for left in (2, 1, 0):
+            try:
+                await below(who)
+                break
+            except ConnectionError:
+                if not left:
+                    raise
+
+    def layer(name: str, below: Callable[[str], Awaitable[None]]) -> Callable[[str], Awaitable[None]]:
+        policy = Policy(retry=RetryPolicy(attempts=3, wait=wait_none(), budget=None), breaker=NO_CIRCUIT)
+
+        async def ask(who: str) -> None:
+            await below(who)
+
+        return gate.upstream(name, policy=policy).operation(idempotent=True)(ask)
+
+    ours = layer("page", layer("films", layer("store", bottom)))
+    plain = partial(thrice, partial(thrice, partial(thrice, bottom)))
+    for page, who in ((ours, "ours"), (plain, "plain asyncio")):
+        for _ in range(pages):
+            before = asked[who]
+            with suppress(Failed, ConnectionError):
+                await page(who)
+            most[who] = max(most[who], asked[who] - before)
+
+    name = "outage" if failing == 1.0 else "brown-out"
+    expect("S15", f"three layers of three tries, {name}: most calls for a page", 3, most["ours"])
+    if failing == 1.0:
+        expect("S15", "the same in plain asyncio", 27, most["plain asyncio"])
+    else:
+        # A page of ours fails only if three of three tries fail; one in 8 at 50 %.
+        assert gate["page"].snapshot().counts.failed / pages == pytest.approx(failing**3, abs=0.06)
+        assert asked["ours"] / pages == pytest.approx(1 + failing + failing**2, abs=0.15)
 
 
 # -- S16: the bulkhead
@@ -879,3 +956,86 @@ async def test_s21_outside_of_it_the_same_ten_connections_do_25_times_as_much(ga
     expect("S21", "transactions/s, call outside", 50.0, 500 / seconds)
     expect("S21", "share of the time that connections are used, call outside", 1.0, database.queried / (10 * seconds))
     assert database.upstream.bulkhead.peak == 10
+
+
+# -- S23: failure attacks
+
+
+class Crowd:
+    """Healthy callers, of whose calls one in a hundred fails, and one whose calls always do, 10,000 a second."""
+
+    def __init__(self, gate: Gateway, **knobs: Any) -> None:
+        circuit = BreakerPolicy(window_for=2.0, min_calls=10, open_for=1.0, **knobs)
+        policy = Policy(retry=NO_RETRY, breaker=circuit, bulkhead=NO_BULKHEAD)
+        self.upstream = gate.upstream("b", policy=policy)
+        self.down = False
+        self.refused = 0  # healthy callers that were kept away
+        self.opened_at: list[float] = []
+        self._random = Random(23)
+        self._watch = Stopwatch()
+
+        @gate.on(CircuitChanged)
+        def opened(change: CircuitChanged) -> None:
+            if change.after == "open":
+                self.opened_at.append(self._watch.seconds)
+
+        @self.upstream.operation(idempotent=True, caller=lambda who: who)
+        async def ask(who: str) -> None:
+            if self.down or who == "mallory" or self._random.random() < 0.01:
+                raise ConnectionError
+
+        self._ask = ask
+
+    async def calls(self, seconds: float, *, attacked: bool = True) -> None:
+        """A hundred calls a second of twenty healthy callers, and 10,000 of the other one."""
+        for _ in range(round(seconds * 100)):
+            for _ in range(100 if attacked else 0):
+                with suppress(Failed, CircuitOpen):
+                    await self._ask("mallory")
+            try:
+                await self._ask(f"caller {self._random.randrange(20)}")
+            except CircuitOpen:
+                self.refused += 1
+            except Failed:
+                pass
+            await asyncio.sleep(0.01)
+
+
+async def test_s23_a_caller_whose_requests_always_fail_closes_the_upstream_for_nobody(gate: Gateway) -> None:
+    crowd = Crowd(gate, min_callers=2)
+
+    await crowd.calls(5.0)
+
+    expect("S23", "healthy callers kept away, of 500", 0, crowd.refused)
+    expect("S23", "circuit opened at, s", [], crowd.opened_at)
+
+
+async def test_s23_where_callers_are_not_told_apart_he_does(gate: Gateway) -> None:
+    crowd = Crowd(gate)
+
+    await crowd.calls(5.0)
+
+    assert crowd.refused > 400
+
+
+async def test_s23_a_real_outage_still_opens_within_a_window_and_a_second(gate: Gateway) -> None:
+    crowd = Crowd(gate, min_callers=2)
+
+    await crowd.calls(2.0)
+    crowd.down = True
+    await crowd.calls(3.0)
+
+    assert crowd.opened_at[0] - 2.0 <= 2.0 + 1.0
+    expect("S23", "real outage under attack: open after, s", 1.0, round(crowd.opened_at[0] - 2.0, 1))
+
+
+async def test_s23_from_half_open_too_he_alone_re_opens_nothing(gate: Gateway) -> None:
+    crowd = Crowd(gate, min_callers=2, probes=1)
+    crowd.down = True
+    await crowd.calls(2.0, attacked=False)
+    crowd.down = False
+
+    await crowd.calls(3.0)
+
+    expect("S23", "openings after the outage, from half-open", 0, sum(at > 2.0 for at in crowd.opened_at))
+    assert crowd.upstream.snapshot().breaker.state == "closed"
