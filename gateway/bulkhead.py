@@ -80,7 +80,7 @@ class Bulkhead:
             return True
         return False
 
-    async def acquire(self, deadline: float = inf, circuit: object = None) -> None:
+    async def acquire(self, deadline: float = inf, *, circuit: object = None) -> None:
         """Take a place, waiting for one if need be; `deadline` is an instant of the clock.
 
         `circuit`: whose refusal would make the wait vain, see `reject_waiters`.

@@ -276,7 +276,8 @@ class Operation(Generic[P, T]):
         breaker.check()
         queued = True
         try:
-            await upstream.bulkhead.acquire(call.cutoff, breaker.breaker if type(breaker) is Asked else breaker)
+            circuit = breaker.breaker if type(breaker) is Asked else breaker
+            await upstream.bulkhead.acquire(call.cutoff, circuit=circuit)
         except BulkheadFull as full:
             queued = full.reason != "queue_full"
             raise

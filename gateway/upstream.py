@@ -77,18 +77,21 @@ class Owner(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamSnapshot:
-    """An upstream as it is now. `latency`: service time of successful tries; `waits`: of calls that queued; seconds."""
+    """An upstream as it is now. `latency`: service time of successful tries; `waits`: of calls that queued; seconds.
+
+    `circuits`: those that `circuit_by=` made, by their keys. `budget`: the account of retries; None without one.
+    """
 
     name: str
     policy: Policy
     bulkhead: BulkheadSnapshot
     breaker: BreakerSnapshot
-    circuits: Mapping[Hashable, BreakerSnapshot]
-    budget: BudgetSnapshot | None
     counts: Counts
     latency: LatencySnapshot
     waits: LatencySnapshot
     operations: Mapping[str, OperationSnapshot]
+    circuits: Mapping[Hashable, BreakerSnapshot]
+    budget: BudgetSnapshot | None
 
 
 @dataclass(frozen=True, kw_only=True)

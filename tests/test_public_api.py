@@ -147,11 +147,14 @@ SIGNATURES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
             "key": None,
             "identity": None,
             "timeout": None,
+            "circuit_by": None,
+            "caller": None,
         },
     ),
     "Upstream.tune_fields": (Upstream.tune_fields, ["changes"], {}),
-    "Upstream.isolate": (Upstream.isolate, [], {}),
-    "Upstream.restore": (Upstream.restore, [], {}),
+    "Upstream.circuit": (Upstream.circuit, ["key"], {}),
+    "Upstream.isolate": (Upstream.isolate, ["key"], {}),
+    "Upstream.restore": (Upstream.restore, ["key"], {}),
     "Upstream.snapshot": (Upstream.snapshot, [], {}),
     "Operation.fallback": (Operation.fallback, ["fallback"], {"timeout": None, "after_unknown": False}),
     "Static": (Static, ["value"], {"after_unknown": False}),
@@ -184,7 +187,7 @@ SIGNATURES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "Faults": (gateway.testing.Faults, ["operation"], {"seed": 0}),
     "assert_nothing_left": (gateway.testing.assert_nothing_left, ["gate"], {}),
     "Refused": (gateway.Refused, [], {"retry_after": None}),
-    "NotSent": (gateway.NotSent, [], {"retry_after": None}),
+    "NotSent": (gateway.NotSent, [], {"retry_after": None, "reason": "unreachable"}),
     "ConfigError": (gateway.ConfigError, ["field", "problem", "remedy"], {}),
 }
 
@@ -353,7 +356,7 @@ def test_what_is_a_tier() -> None:
 EVENTS = {
     gateway.CallFinished: {"operation", "outcome", "source", "duration", "waited", "attempts", "error"},
     gateway.AttemptFailed: {"operation", "attempt", "outcome", "error", "duration"},
-    gateway.CircuitChanged: {"before", "after"},
+    gateway.CircuitChanged: {"before", "after", "key"},
 }
 
 
@@ -369,11 +372,33 @@ def test_events(kind: Any, names: set[str]) -> None:
 
 SNAPSHOTS = {
     gateway.GatewaySnapshot: ["upstreams"],
-    gateway.UpstreamSnapshot: ["name", "policy", "bulkhead", "breaker", "counts", "latency", "waits", "operations"],
+    gateway.UpstreamSnapshot: [
+        "name",
+        "policy",
+        "bulkhead",
+        "breaker",
+        "counts",
+        "latency",
+        "waits",
+        "operations",
+        "circuits",
+        "budget",
+    ],
     gateway.OperationSnapshot: ["name", "counts", "latency"],
     gateway.BulkheadSnapshot: ["limit", "in_use", "waiting", "abandoned", "rejected", "peak"],
     gateway.BreakerSnapshot: [
-        *("state", "enforced", "failure_rate", "slow_rate", "calls", "failures", "slow", "rejected", "open_until"),
+        *(
+            "state",
+            "enforced",
+            "failure_rate",
+            "slow_rate",
+            "calls",
+            "failures",
+            "slow",
+            "rejected",
+            "open_until",
+            "held_until",
+        ),
     ],
     gateway.LatencySnapshot: ["count", "mean", "p50", "p90", "p99", "max"],
     gateway.Counts: [

@@ -287,9 +287,8 @@ async def test_one_callers_failures_alone_open_no_circuit(gate: Gateway, who) ->
     with_others = [await fails(tenant) for tenant in ("ada", "bob", "ada", "bob", "ada")]
 
     assert {type(error) for error in alone} == {Failed}
-    assert [type(error) for error in with_others] == [Failed] * 4 + [
-        CircuitOpen
-    ] or up.snapshot().breaker.state == "open"
+    # Without the worst of the three, four calls of the others are enough to know the rate.
+    assert [type(error) for error in with_others] == [Failed] * 4 + [CircuitOpen]
 
 
 @pytest.mark.virtual_time
