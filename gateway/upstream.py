@@ -251,8 +251,7 @@ class Upstream:
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
-        check_policy(self.name, policy)
-        timeouts = {operation: operation.timeout_under(policy) for operation in self}  # what cannot work raises here
+        timeouts = self.check(policy)
         self._policy = policy
         for operation, timeout in timeouts.items():
             operation.use(policy, timeout)
@@ -262,6 +261,14 @@ class Upstream:
         self.breaker.policy = policy.breaker
         self.bulkhead.policy = policy.bulkhead  # last: it wakes waiters, who go by the rest
         self._warn()
+
+    def check(self, policy: Policy) -> dict[Operation[..., Any], TimeoutPolicy]:
+        """Raise the ConfigError that assigning this policy would raise; nothing changes.
+
+        Gives the limits on time that each operation would have under it.
+        """
+        check_policy(self.name, policy)
+        return {operation: operation.timeout_under(policy) for operation in self}
 
     def tune(self, **sections: Any) -> None:
         """Replace sections of the policy: `tune(bulkhead=BulkheadPolicy(limit=40), fallback_timeout=0.2)`."""
