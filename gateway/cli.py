@@ -65,6 +65,39 @@ def demo(service: str | None, port: int | None, **options: Any) -> None:
         run_one(service, port, **options)
 
 
+@main.command()
+@click.argument("file", type=click.Path())
+def check(file: str) -> None:
+    """Say all that is wrong with the policies in FILE, one line each. Exits with 1 if anything is."""
+    from gateway.config.watch import PolicyFile, located, one_line
+    from gateway.outcome import ConfigError
+    from gateway.upstream import unwise
+
+    try:
+        read = PolicyFile(file).read()
+    except ConfigError as error:
+        for line in located(error, name=file):
+            click.echo(line, err=True)
+        sys.exit(1)
+    policies = read.policies
+    for name, policy in policies.items():
+        for warning in unwise(policy):
+            text = "its numbers are unwise; some are the environment's, and not shown" if read.hidden[name] else warning
+            click.echo(one_line(f"{file}: warning: {name}: {text}"), err=True)
+    upstreams = f"{len(policies)} upstream{'s' * (len(policies) != 1)}"
+    click.echo(one_line(f"{file}: {upstreams}, no errors"))
+
+
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of policy files, for editors."""
+    import json
+
+    from gateway import config
+
+    click.echo(json.dumps(config.schema(), indent=2))
+
+
 def check_scenario(service: str | None, **options: Any) -> None:
     """What goes with --scenario, and what does not."""
     if options["scenario"] and service is not None:

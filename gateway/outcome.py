@@ -14,7 +14,8 @@ Exception
 ├── Refused                    raised by users: a healthy "no"; never retried, never counted against anybody
 ├── NotSent                    raised by users: it certainly never reached the upstream
 ├── ConfigError (ValueError)   a setting that cannot work: field, problem, remedy
-│   └── UnknownName (LookupError)
+│   ├── UnknownName (LookupError)
+│   └── ConfigErrors               several of them at once
 ├── KeyNeeded (TypeError)      arguments that name no call, where a name is needed
 └── WrongLoop (RuntimeError)   a gateway belongs to one running event loop at a time
 """
@@ -143,7 +144,12 @@ class NotSent(Exception):
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work: which field, what is wrong with it, and what would be right."""
+    """A setting that cannot work: which field, what is wrong with it, and what would be right.
+
+    `line`: where it stands in a policy file, as far as that is known.
+    """
+
+    line: int | None = None
 
     def __init__(self, field: str, problem: str, remedy: str) -> None:
         super().__init__(field, problem, remedy)
@@ -163,6 +169,26 @@ class UnknownName(ConfigError, LookupError):
         near = get_close_matches(name, names, n=1)
         remedy = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(names) or 'none yet'}"
         return cls(field, f"there is no {name!r}", remedy)
+
+
+class ConfigErrors(ConfigError):
+    """All that is wrong with a policy file: `errors`. Field, problem and remedy are those of the first."""
+
+    def __init__(self, errors: tuple[ConfigError, ...]) -> None:
+        first = errors[0]
+        super().__init__(first.field, first.problem, first.remedy)
+        self.args = (errors,)  # what copies and pickles are made with
+        self.errors = errors
+        self.line = first.line
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.errors))
+
+    @classmethod
+    def together(cls, errors: Iterable[ConfigError]) -> ConfigError:
+        """One error as it is, several as one; what is several already is taken apart."""
+        flat = tuple(one for error in errors for one in (error.errors if isinstance(error, ConfigErrors) else (error,)))
+        return flat[0] if len(flat) == 1 else cls(flat)
 
 
 class KeyNeeded(TypeError):

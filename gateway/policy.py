@@ -9,9 +9,9 @@ remedy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
-from math import isinf
-from typing import Any, Literal, cast
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from math import inf, isinf
+from typing import Annotated, Any, Literal, cast
 
 from tenacity import RetryCallState, wait_random_exponential
 
@@ -21,6 +21,30 @@ MICROSECOND = 1e-6
 MOST_CALLERS = 64
 """The most that `breaker.min_callers` may be: callers are counted in bounded memory."""
 Wait = Callable[[RetryCallState], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """What sort of number a knob is, and its range: read by policy files, their schema and the table in the docs.
+
+    The range says again what the checks below decide. `above`: `least` itself is too little; `endless`: inf is allowed.
+    """
+
+    unit: Literal["seconds", "bytes", "count", "share", "number"]
+    _: KW_ONLY
+    least: float = 0.0
+    most: float = inf
+    above: bool = False
+    endless: bool = True
+
+
+Limit = Annotated[float, Quantity("seconds", above=True)]
+Seconds = Annotated[float, Quantity("seconds")]
+StateSeconds = Annotated[float, Quantity("seconds", least=MICROSECOND)]
+Count = Annotated[float, Quantity("count", least=1)]
+BoundedCount = Annotated[int, Quantity("count", least=1, endless=False)]
+Share = Annotated[float, Quantity("share", most=1.0, above=True, endless=False)]
+Number = Annotated[float, Quantity("number")]
 
 
 class Derived(float):
@@ -38,13 +62,13 @@ def given(value: object) -> bool:
 class TimeoutPolicy:
     """How long a caller waits. Sources: the usual 3 to 5 s to connect and 5 to 30 s of silence of HTTP clients."""
 
-    call: float = Derived(20.0)
+    call: Limit = Derived(20.0)
     """Everything: queue, attempts, pauses, fallbacks. Long enough for two attempts; pages set a nearer `Deadline`."""
-    attempt: float = Derived(10.0)
+    attempt: Limit = Derived(10.0)
     """One try; `call` if that is less. Half of `call`, so that a first try that hangs leaves time for a second."""
-    connect: float = Derived(3.0)
+    connect: Limit = Derived(3.0)
     """Reaching an HTTP server (name, TCP, TLS). The usual range is 3 to 5 s; `attempt` if that is less."""
-    read: float = Derived(5.0)
+    read: Limit = Derived(5.0)
     """Silence between two reads of an HTTP answer. The usual range is 5 to 30 s; `attempt` if that is less."""
 
     def __post_init__(self) -> None:
@@ -80,11 +104,11 @@ class BudgetPolicy:
     Overload"; Finagle's RetryBudget; the shares are those of failsafe-go and Envoy.
     """
 
-    ratio: float = 0.2
+    ratio: Number = 0.2
     """Retries for each first try that was sent. At 20 % a retry storm is 1.2 times the load, not 2 or 3 times."""
-    minimum: float = 10.0
+    minimum: Number = 10.0
     """Retries a second that are always granted, so that little traffic may retry at all; Finagle's figure."""
-    burst: float = 10
+    burst: Count = 10
     """Retries that may be saved up, and what the account begins with: one second of the minimum."""
 
     def __post_init__(self) -> None:
@@ -97,11 +121,11 @@ class BudgetPolicy:
 class RetryPolicy:
     """How often to try, and how long to wait in between. Only what is safe to repeat is ever repeated."""
 
-    attempts: float = 2
+    attempts: Count = 2
     """Tries in all; 1 = no retry, inf = while time lasts. Two: a third mostly adds load to what is ill (Google SRE)."""
     wait: Wait = wait_random_exponential(multiplier=0.1, max=2.0)
     """Any tenacity wait strategy. Full jitter: 0 to min(2, 0.1 x 2^n) s (AWS, Exponential Backoff And Jitter)."""
-    min_try: float = 0.05
+    min_try: Seconds = 0.05
     """The least time a try is worth; with less left before the cutoff there is no retry."""
     wait_throttled: Wait | None = wait_random_exponential(multiplier=1.0, max=10.0)
     """The wait after an error whose `reason` is "throttled" (429): 0 to min(10, 1 x 2^n) s. None: as `wait`. Ten times
@@ -110,7 +134,7 @@ class RetryPolicy:
     """The wait after an error whose `reason` is "unavailable" (503). None: as `wait`."""
     wait_unreachable: Wait | None = None
     """The wait after an error whose `reason` is "unreachable" (no connection). None: as `wait`."""
-    max_retry_after: float = 10.0
+    max_retry_after: Seconds = 10.0
     """A `retry_after` above this is not waited for; the call falls back instead. It also bounds how long an upstream
     that asks to be left alone is left alone."""
     pushback_shared: bool = True
@@ -139,11 +163,11 @@ class RetryPolicy:
 class BulkheadPolicy:
     """How many calls may be with the upstream at once, and how many may wait, for how long."""
 
-    limit: float = 20
+    limit: Count = 20
     """Calls (or threads) at once. Little's law: calls a second x seconds a call, and some room."""
-    queue: float = 20
+    queue: Annotated[float, Quantity("count")] = 20
     """Callers that may wait for a place; 0 = the call over the limit fails at once. As many as run: one more round."""
-    max_wait: float = Derived(1.0)
+    max_wait: Seconds = Derived(1.0)
     """How long one of them waits at the most: a place that is not free by then would come too late for a page."""
 
     def __post_init__(self) -> None:
@@ -159,45 +183,45 @@ class BreakerPolicy:
     Rates open the circuit at or above the threshold, as in Hystrix and Resilience4j.
     """
 
-    window_for: float | None = Derived(10.0)
+    window_for: Annotated[float, Quantity("seconds", least=1, endless=False)] | None = Derived(10.0)
     """Seconds the rates look back over (whole seconds, one bucket each); 10 as in Hystrix. Not with `window_calls`."""
-    window_calls: int | None = None
+    window_calls: BoundedCount | None = None
     """Calls the rates look back over, instead of a time."""
-    min_calls: float = 10
+    min_calls: Count = 10
     """Below this many calls no rate is known; inf = never. Clipped to `window_calls`."""
-    failure_rate: float = 0.5
+    failure_rate: Share = 0.5
     """Opens at or above this share of failures, in (0, 1]; for "exceeds 50 % of 100 calls" set 0.505."""
-    slow_after: float | None = None
+    slow_after: Limit | None = None
     """A call that takes longer than this (strictly) is slow; None = no call is."""
-    slow_rate: float = 1.0
+    slow_rate: Share = 1.0
     """Opens at or above this share of slow calls, in (0, 1]."""
-    open_for: float = Derived(5.0)
+    open_for: StateSeconds = Derived(5.0)
     """Refuses until strictly later than this after opening; 5 s is Hystrix' sleep window."""
-    open_factor: float = 1.0
+    open_factor: Annotated[float, Quantity("number", least=1)] = 1.0
     """Each opening in a row lasts this many times longer, up to `open_cap`."""
-    open_cap: float = Derived(60.0)
+    open_cap: StateSeconds = Derived(60.0)
     """The longest an opening grows to; never below `open_for`."""
-    open_jitter: float = 0.0
+    open_jitter: Annotated[float, Quantity("number", endless=False)] = 0.0
     """Each opening is lengthened by a random share of up to this, so that many processes do not probe together."""
-    probes: int = 3
+    probes: BoundedCount = 3
     """Calls admitted in half-open, and the size of its window. One flaky probe should not decide alone."""
-    max_half_open: float = 10.0
+    max_half_open: StateSeconds = 10.0
     """Half-open ends by itself after this: a probe that never reports must not hold the circuit for ever."""
     after_max_half_open: Literal["open", "closed"] = "open"
     """What it then becomes."""
     auto_half_open: bool = False
     """Leave open when `open_for` is over instead of by the next call."""
-    evidence_after: float | None = None
+    evidence_after: Seconds | None = None
     """A try cut by a nearer deadline counts as a failure only if it ran this long; None: 0.5 s, or half of
     `timeout.attempt` if that is less. So a caller with a few milliseconds cannot open a circuit."""
-    min_callers: int = 1
+    min_callers: Annotated[int, Quantity("count", least=1, most=MOST_CALLERS, endless=False)] = 1
     """How many callers must be hit: opens only if the rates hold with the worst `min_callers` - 1 of them left out, so
     that one who sends what always fails does not close the upstream for all. Needs `caller=`. 1: nobody is told apart.
     """
-    ramp_for: float = 0.0
+    ramp_for: Annotated[float, Quantity("seconds", endless=False)] = 0.0
     """After half-open, the share of calls let in grows from a tenth to all of them over these seconds; a service that
     has just come back is not hit by everything at once. 0 = all at once. Source: Envoy's slow start."""
-    max_circuits: int = 1000
+    max_circuits: BoundedCount = 1000
     """Circuits of their own that `circuit_by=` may make; over it the least recently used one that is closed goes."""
     enforce: bool = True
     """False: count and show what would have been refused, refuse nothing."""
@@ -265,9 +289,9 @@ class Policy:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
     bulkhead: BulkheadPolicy = field(default_factory=BulkheadPolicy)
-    fallback_timeout: float = Derived(0.1)
+    fallback_timeout: Limit = Derived(0.1)
     """What one tier may take that does not say for itself; kept back at the end of `timeout.call`. Plan B is quick."""
-    fallback_limit: float = 10
+    fallback_limit: Count = 10
     """How many may be in one tier at once; the next is not asked. 10 as in Hystrix."""
 
     def __post_init__(self) -> None:
@@ -348,6 +372,10 @@ KNOBS = sorted(_knobs(Policy))
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:  # noqa: PLR0124 - nan
         raise ConfigError(name, f"{value!r} is not a number", "give a number")
+    try:
+        float(value)
+    except OverflowError:
+        raise ConfigError(name, "it is too large for a float", "give less, or inf") from None
     return value
 
 

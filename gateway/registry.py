@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from asyncio import AbstractEventLoop, Event, Future, Task, current_task, get_running_loop, sleep, timeout
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -14,13 +16,20 @@ from typing import Any, Self, TypeVar
 from fallbacks.last_good import LastGood
 from gateway import events
 from gateway.bulkhead import Bulkhead
+from gateway.config.document import key_of
+from gateway.config.policies import ROOT, UNSHOWN, Policies, alike, told
+from gateway.config.watch import PolicyFile, Watch
 from gateway.context import AMBIENT, clock_of
-from gateway.outcome import ConfigError, GatewayClosed, UnknownName, WrongLoop
+from gateway.outcome import ConfigError, ConfigErrors, GatewayClosed, UnknownName, WrongLoop
 from gateway.policy import Policy
 from gateway.threads import ThreadPool
-from gateway.upstream import Upstream, UpstreamSnapshot, Workers
+from gateway.upstream import Upstream, UpstreamSnapshot, Workers, check_policy
+
+log = logging.getLogger("gateway")
 
 L = TypeVar("L", bound=Callable[[Any], object])
+USUAL = Policy()
+"""The policy of who gives none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +56,116 @@ class Gateway:
         self._loop: AbstractEventLoop | None = None  # the one it is open on, or closing
         self._closed = False
         self._closing: Event | None = None
+        self._file: PolicyFile | None = None
+        self._watch: Watch | None = None
+        self._in_file: Mapping[str, Policy] = {}  # what the file said when it was last read well
+        self._in_code: dict[str, Policy] = {}  # what code said, by the names it has asked for
+
+    # -- policies in a file
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], *, check_every: float = 1.0, on_hangup: bool = True) -> Self:
+        """A gateway with the upstreams of a policy file (TOML), registered and looked up by `gate["ratings"]`.
+
+            [upstreams.ratings.bulkhead]
+            limit = 20
+
+        While it is open, the file is read again as by `reload()` when it changes (looked at every `check_every`
+        seconds, never if that is inf; two looks must agree, so that nothing half-written counts), and on SIGHUP, where
+        nobody else handles that. If that fails, the log says why, and the policies stay as they are. On a virtual loop
+        only SIGHUP counts. Raises ConfigError with all that is wrong with the file.
+        """
+        gate = cls()
+        gate._file = PolicyFile(path)
+        gate._watch = Watch(gate._file, gate.reload, check_every=check_every, on_hangup=on_hangup)
+        gate.reload()
+        return gate
+
+    def reload(self) -> tuple[str, ...]:
+        """Read the policy file again, and go by it: all of it, or nothing. Gives the names of upstreams that changed.
+
+        What the file says holds, also where `tune` had changed it. Circuits, counters, waiters and remembered answers
+        survive. New upstreams are registered; one that has left the file goes by what code gave it. Call it where the
+        gateway lives: on the thread of its loop. Raises ConfigError, also without a file, and for limits that
+        contradict those of an operation.
+        """
+        if self._file is None:
+            raise ConfigError("policy file", "this gateway was not made from one", "use Gateway.from_file(path)")
+        read = self._file.read()
+        names = dict.fromkeys([*self._in_file, *read.policies])
+        wanted = {name: read.policies.get(name, self._in_code.get(name, USUAL)) for name in names}
+        wanted = {
+            name: policy
+            for name, policy in wanted.items()
+            if name not in self._upstreams or not alike(self._upstreams[name].policy, policy)
+        }
+        self._check(wanted, read)
+        self._apply(wanted, read)
+        self._in_file = read.policies
+        return tuple(wanted)
+
+    def _check(self, wanted: Mapping[str, Policy], read: Policies) -> None:
+        """Raise all that operations have against these policies."""
+        errors: list[ConfigError] = []
+        for name, policy in wanted.items():
+            if name in self._upstreams:
+                try:
+                    self._upstreams[name].check(policy)
+                except ConfigError as error:
+                    hidden = bool(read.hidden.get(name))
+                    problem, remedy = UNSHOWN if hidden else (error.problem, error.remedy)
+                    field = f"{key_of((ROOT, name))}.{error.field}"
+                    errors.append(ConfigError(field, f"with the limits of an operation, {problem}", remedy))
+        if errors:
+            raise ConfigErrors.together(errors)
+
+    def _apply(self, wanted: Mapping[str, Policy], read: Policies) -> None:
+        """Go by these policies. If one cannot be had after all, all are as before."""
+        before = {name: self._upstreams[name].policy for name in wanted if name in self._upstreams}
+        try:
+            for name, policy in wanted.items():
+                if name in self._upstreams:
+                    self._upstreams[name].policy = policy
+                else:
+                    self._register(name, policy)
+        except BaseException:
+            for name in wanted:
+                if name not in before:
+                    self._upstreams.pop(name, None)
+                else:
+                    with suppress(Exception):
+                        self._upstreams[name].policy = before[name]
+            raise
+        for name, policy in wanted.items():
+            if name in before:
+                log.info("%s: %s", name, told(before[name], policy, hidden=read.hidden.get(name, frozenset())))
 
     # -- upstreams
 
-    def upstream(self, name: str, *, policy: Policy = Policy()) -> Upstream:
-        """Register a service under a name of its own; a ConfigError if the name is taken."""
+    def upstream(self, name: str, *, policy: Policy = USUAL) -> Upstream:
+        """Register a service under a name of its own; a ConfigError if the name is taken.
+
+        A name that stands in the policy file gives the upstream of the file, once; its policy is that of the file.
+        """
+        registered = isinstance(name, str) and name in self._upstreams
+        if registered and name not in self._in_code:
+            return self._asked_for(name, policy)
+        upstream = self._register(name, policy)
+        self._in_code[name] = policy
+        return upstream
+
+    def _asked_for(self, name: str, policy: Policy) -> Upstream:
+        """The upstream that the file has registered."""
+        check_policy(name, policy)
+        upstream = self._upstreams[name]
+        if name not in self._in_file:  # any more
+            upstream.policy = policy
+        elif policy is not USUAL:
+            log.info("%s: the policy file wins over the policy= in code", name)
+        self._in_code[name] = policy
+        return upstream
+
+    def _register(self, name: str, policy: Policy) -> Upstream:
         if not isinstance(name, str) or not name:
             raise ConfigError("upstream name", f"{name!r} is no name", "give a non-empty str")
         if name in self._upstreams:
@@ -114,11 +228,13 @@ class Gateway:
             return ()
         self._closed = True
         if self._loop is None or self._loop.is_closed():
+            self._stop_watching()
             self._loop = None
             return ()
         if self._loop is not get_running_loop():
             self._closed = False
             raise self._wrong_loop()
+        self._stop_watching()
         self._closing = closing = Event()
         for upstream in self:
             upstream.refuse()
@@ -179,6 +295,12 @@ class Gateway:
         clock = clock_of(loop)
         for upstream in self:
             upstream.bind(loop, clock)
+        if self._watch is not None:
+            self._watch.start(loop)
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
 
     @staticmethod
     def _wrong_loop() -> WrongLoop:

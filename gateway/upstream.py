@@ -278,7 +278,7 @@ class Upstream:
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
-        timeouts = self.check(policy)  # what cannot work raises here
+        timeouts = self.check(policy)
         self._policy = policy
         for operation, timeout in timeouts.items():
             operation.use(policy, timeout)
@@ -291,7 +291,10 @@ class Upstream:
         self._warn()
 
     def check(self, policy: Policy) -> dict[Operation[..., Any], TimeoutPolicy]:
-        """The limits on time that its operations would have; a ConfigError if it cannot have this policy."""
+        """Raise the ConfigError that assigning this policy would raise; nothing changes.
+
+        Gives the limits on time that each operation would have under it.
+        """
         check_policy(self.name, policy)
         return {operation: operation.check(policy) for operation in self}
 

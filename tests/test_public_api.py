@@ -24,6 +24,7 @@ import gateway.testing
 from gateway import (
     Answer,
     BreakerPolicy,
+    BudgetPolicy,
     BulkheadPolicy,
     CircuitBreaker,
     Deadline,
@@ -48,10 +49,10 @@ TIERS = ["Alternate", "Answer", "Fallback", "LastGood", "Question", "Source", "S
 EXPORTS = [
     *TIERS,
     *("Gateway", "Upstream", "Operation", "Deadline", "Bulkhead", "CircuitBreaker", "Permit", "Retry"),
-    *("Policy", "TimeoutPolicy", "RetryPolicy", "BulkheadPolicy", "BreakerPolicy"),
+    *("Policy", "TimeoutPolicy", "RetryPolicy", "BudgetPolicy", "BulkheadPolicy", "BreakerPolicy"),
     *("Outcome", "GatewayError", "Rejected", "CircuitOpen", "BulkheadFull", "DeadlineExceeded", "GatewayClosed"),
     *("Failed", "FailedTimeout", "Unknown", "UnknownTimeout", "Refused", "NotSent"),
-    *("ConfigError", "UnknownName", "KeyNeeded", "WrongLoop"),
+    *("ConfigError", "ConfigErrors", "UnknownName", "KeyNeeded", "WrongLoop"),
     *("Event", "CallFinished", "AttemptFailed", "CircuitChanged"),
     *("BulkheadSnapshot", "BreakerSnapshot", "Counts", "LatencySnapshot"),
     *("OperationSnapshot", "UpstreamSnapshot", "GatewaySnapshot"),
@@ -135,6 +136,8 @@ SIGNATURES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "Gateway.open": (Gateway.open, [], {}),
     "Gateway.off": (Gateway.off, ["listener"], {}),
     "Gateway.snapshot": (Gateway.snapshot, [], {}),
+    "Gateway.from_file": (Gateway.from_file, ["path"], {"check_every": 1.0, "on_hangup": True}),
+    "Gateway.reload": (Gateway.reload, [], {}),
     "Upstream.operation": (
         Upstream.operation,
         ["function"],
@@ -220,12 +223,17 @@ def test_a_deadline_for_a_place_is_none_by_default() -> None:
 POLICIES = {
     Policy: {"timeout", "retry", "breaker", "bulkhead", "fallback_timeout", "fallback_limit"},
     TimeoutPolicy: {"call", "attempt", "connect", "read"},
-    RetryPolicy: {"attempts", "wait", "min_try", "max_retry_after"},
+    RetryPolicy: {
+        *("attempts", "wait", "min_try", "max_retry_after", "budget", "pushback_shared"),
+        *("wait_throttled", "wait_unavailable", "wait_unreachable"),
+    },
+    BudgetPolicy: {"ratio", "minimum", "burst"},
     BulkheadPolicy: {"limit", "queue", "max_wait"},
     BreakerPolicy: {
         *("window_for", "window_calls", "min_calls", "failure_rate", "slow_after", "slow_rate"),
         *("open_for", "open_factor", "open_cap", "open_jitter"),
         *("probes", "max_half_open", "after_max_half_open", "auto_half_open", "evidence_after", "enforce"),
+        *("min_callers", "ramp_for", "max_circuits"),
     },
 }
 
@@ -254,6 +262,7 @@ def test_the_defaults_of_the_knobs() -> None:
     assert (policy.retry.attempts, policy.retry.min_try, policy.retry.max_retry_after) == (2, 0.05, 10.0)
     assert isinstance(policy.retry.wait, wait_random_exponential)
     assert (policy.retry.wait.multiplier, policy.retry.wait.max, policy.retry.wait.exp_base) == (0.1, 2.0, 2)
+    assert dataclasses.asdict(policy.retry.budget) == {"ratio": 0.2, "minimum": 10.0, "burst": 10}
     assert dataclasses.asdict(policy.bulkhead) == {"limit": 20, "queue": 20, "max_wait": 1.0}
     assert dataclasses.asdict(policy.breaker) | {} == {
         "window_for": 10.0,
@@ -271,6 +280,9 @@ def test_the_defaults_of_the_knobs() -> None:
         "after_max_half_open": "open",
         "auto_half_open": False,
         "evidence_after": None,
+        "min_callers": 1,
+        "ramp_for": 0.0,
+        "max_circuits": 1000,
         "enforce": True,
     }
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from inspect import iscoroutine
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +33,8 @@ import pytest
 
 import gateway
 from gateway import Gateway, Outcome, Source
-from gateway.policy import KNOBS, SECTIONS
+from gateway.config.knobs import Knob, knobs, tables
+from gateway.policy import KNOBS, SECTIONS, Quantity
 from gateway.testing import assert_nothing_left
 
 ROOT = Path(__file__).parents[2]
@@ -157,11 +159,10 @@ async def test_the_code_of_a_page_runs_and_prints_what_the_page_shows(
 def knobs_of(source: str) -> dict[str, tuple[str, str]]:
     """Default and reason of every knob, by its path: both as they stand in the source of the policies."""
     classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
-    paths = {"": "Policy", **{f"{section}.": kind.__name__ for section, kind in SECTIONS.items()}}
     return {
-        prefix + name: (default, reason)
-        for prefix, kind in paths.items()
-        for name, default, reason in documented(classes[kind])
+        f"{table}.{name}".lstrip("."): (default, reason)
+        for table, kind in tables().items()
+        for name, default, reason in documented(classes[kind.__name__])
     }
 
 
@@ -174,14 +175,34 @@ def documented(policy: ast.ClassDef) -> Iterator[tuple[str, str, str]]:
             default = field.value
             if isinstance(default, ast.Call) and ast.unparse(default.func) == "Derived":
                 (default,) = default.args
+            elif isinstance(default, ast.Call) and ast.unparse(default.func) == "field":
+                (factory,) = default.keywords
+                default = ast.Call(func=factory.value, args=[], keywords=[])
             yield field.target.id, ast.unparse(default), " ".join(str(below.value.value).split())
 
 
 def table_of_knobs() -> str:
-    rows = ["| knob | default | what it is, and why |", "|---|---|---|"]
-    knobs = knobs_of((ROOT / "gateway" / "policy.py").read_text())
-    rows += [f"| `{path}` | `{default}` | {reason} |" for path, (default, reason) in knobs.items()]
+    rows = ["| knob | takes | default | what it is, and why |", "|---|---|---|---|"]
+    known = knobs_of((ROOT / "gateway" / "policy.py").read_text())
+    rows += [
+        f"| `{path}` | {takes(knobs()[path])} | `{default}` | {reason} |" for path, (default, reason) in known.items()
+    ]
     return "\n".join(rows) + "\n"
+
+
+def takes(knob: Knob) -> str:
+    """What stands in the column of that name, from the annotation in gateway/policy.py."""
+    if isinstance(knob.takes, Quantity):
+        least = knob.takes.least if knob.takes.least % 1 else int(knob.takes.least)
+        words = f"{knob.takes.unit} {'above' if knob.takes.above else 'from'} {least}"
+        words += f" to {knob.takes.most:g}" if knob.takes.most < inf else ", or inf" if knob.takes.endless else ""
+    elif knob.takes is bool:
+        words = "True or False"
+    elif knob.takes == "wait":
+        words = "a wait strategy"
+    else:
+        words = "a policy" if knob.takes == "policy" else " or ".join(map(repr, knob.takes))
+    return words + ", or None" * knob.none
 
 
 def with_table(page: str, table: str) -> str:
@@ -243,7 +264,7 @@ def rows_of(page: Path, *, last: str) -> Iterator[tuple[str, str]]:
 
 @each_page
 def test_a_page_imports_only_what_users_have(page: Path) -> None:
-    public = {"fallbacks", "gateway", "gateway.log", "gateway.testing"}
+    public = {"fallbacks", "gateway", "gateway.config", "gateway.log", "gateway.testing"}
     tools = {"pytest", "pytest_asyncio", "tenacity"}
     own = {block.file.removesuffix(".py") for block in blocks_of(page) if block.file}
 

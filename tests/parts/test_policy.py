@@ -6,7 +6,16 @@ from math import inf, nan
 import pytest
 from tenacity import wait_fixed, wait_random_exponential
 
-from gateway import BreakerPolicy, BulkheadPolicy, ConfigError, Policy, RetryPolicy, TimeoutPolicy, UnknownName
+from gateway import (
+    BreakerPolicy,
+    BudgetPolicy,
+    BulkheadPolicy,
+    ConfigError,
+    Policy,
+    RetryPolicy,
+    TimeoutPolicy,
+    UnknownName,
+)
 from gateway.policy import KNOBS, SECTIONS
 from gateway.policy import given as is_given
 
@@ -59,6 +68,9 @@ def test_the_defaults_of_the_circuit():
         "after_max_half_open": "open",
         "auto_half_open": False,
         "evidence_after": None,
+        "min_callers": 1,
+        "ramp_for": 0.0,
+        "max_circuits": 1000,
         "enforce": True,
     }
 
@@ -452,14 +464,20 @@ def test_tuning_leaves_the_old_policy_as_it_was():
 
 
 def test_every_knob_has_a_path():
-    policy = Policy()
+    sections = [*SECTIONS.values(), BudgetPolicy]
 
-    assert len(KNOBS) == sum(len(fields(kind)) for kind in SECTIONS.values()) + 2
+    assert len(KNOBS) == sum(len(fields(kind)) for kind in sections) + 2
     for path in KNOBS:
-        section, _, name = path.rpartition(".")
-        value = getattr(getattr(policy, section) if section else policy, name)
+        value = Policy()
+        for name in path.split("."):
+            value = getattr(value, name)
         if value is not None:
-            assert policy.tuned_fields({path: value}).tuned_fields({path: value})
+            assert Policy().tuned_fields({path: value}).tuned_fields({path: value})
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), 10**5000], ids=["many", "negative", "unprintable"])
+def test_an_integer_that_no_float_can_hold_is_refused(number):
+    assert refuses(BulkheadPolicy, "bulkhead.limit", number)
 
 
 # -- an operation's own limits over the upstream's
