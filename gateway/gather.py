@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from asyncio import CancelledError, Future, TimerHandle, current_task, get_running_loop, isfuture, sleep
 from collections import deque
-from collections.abc import Awaitable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from inspect import isawaitable
 from math import inf
+from reprlib import repr as brief
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -161,29 +162,30 @@ class Gathering:
     def _ended(self, future: Future[Any]) -> None:
         """A part has ended: note how, and whether the others are still needed."""
         name = self._running.pop(future)
-        error = self._error_of(name, future)
+        error = error_of(future)
+        if isinstance(error, CancelledError):
+            error = self._why_cancelled(name, error)
+        elif error is None:
+            value = future.result()
+            self._values[name] = value if isinstance(value, Answer) else Answer(value)
         if error is not None:
             self._errors[name] = error
             if not self._told and (name in self._required or not isinstance(error, Exception)):
                 self._end()
-        elif not future.cancelled():
-            value = future.result()
-            self._values[name] = value if isinstance(value, Answer) else Answer(value)
         if not self._running and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _error_of(self, name: str, future: Future[Any]) -> BaseException | None:
-        if not future.cancelled():
-            return future.exception()
+    def _why_cancelled(self, name: str, cancelled: CancelledError) -> Unknown | None:
+        """The failure of a part that ended in a cancel; None if that was because it was not needed any more."""
         failure: Unknown
         if self._cut:
             failure = UnknownTimeout(f'part "{name}": no answer by the deadline')
             failure.waited_for = "deadline"
         elif self._told:
-            return None  # not needed any more
+            return None
         else:
             failure = Unknown(f'part "{name}": cancelled, though nobody here cancelled it')
-        failure.__cause__ = how_it_was_cancelled(future)
+        failure.__cause__ = cancelled
         return failure
 
     def _cut_off(self) -> None:
@@ -222,37 +224,39 @@ def checked(
 ) -> dict[str, Awaitable[Any]]:
     """All parts by name, the required ones first. If one is none, all coroutines are closed, and ConfigError raised."""
     given = {"required": required, "optional": optional}
-    error = next(problems(given), None)
-    if error is None:
-        return {**required, **optional}
-    for parts in given.values():
-        for part in parts.values() if isinstance(parts, Mapping) else [parts]:
-            close(part)
-    raise error
+    try:
+        check(given)
+    except ConfigError:
+        for parts in given.values():
+            listed = parts if isinstance(parts, list | tuple | set) else [parts]
+            for part in parts.values() if isinstance(parts, Mapping) else listed:
+                close(part)
+        raise
+    return {**required, **optional}
 
 
-def problems(given: Mapping[str, Any]) -> Iterator[ConfigError]:
-    """What is wrong with the parts."""
+def check(given: Mapping[str, Any]) -> None:
+    """Raise ConfigError for what is no part, or is one twice."""
     names: set[str] = set()
     seen: dict[int, str] = {}
     for argument, parts in given.items():
         if not isinstance(parts, Mapping):
-            yield ConfigError(
-                f"gather {argument}", f"{told(parts)} is no mapping", "give the parts by name: {name: part}"
-            )
-            return
+            problem = f"{brief(parts)} is no mapping"
+            raise ConfigError(f"gather {argument}", problem, "give the parts by name: {name: part}")
         for name, part in parts.items():
-            field = f"gather {argument}[{told(name)}]"
+            field = f"gather {argument}[{brief(name)}]"
             if not isinstance(name, str):
-                yield ConfigError(field, "the name is no str", "name the part by a str")
+                raise ConfigError(field, "the name is no str", "name the part by a str")
             if name in names:
-                yield ConfigError(field, "the name is in required, too", "give each part a name of its own")
+                raise ConfigError(field, "the name is in required, too", "give each part a name of its own")
             if not isawaitable(part):
-                yield ConfigError(field, f"{told(part)} is not awaitable", "give what a call gives: operation.ask(...)")
+                raise ConfigError(
+                    field, f"{brief(part)} is not awaitable", "give what a call gives: operation.ask(...)"
+                )
             if id(part) in seen:
-                yield ConfigError(field, f"it is the part {seen[id(part)]}, too", "call once for each part")
+                raise ConfigError(field, f"it is the part {seen[id(part)]}, too", "call once for each part")
             names.add(name)
-            seen[id(part)] = told(name)
+            seen[id(part)] = brief(name)
 
 
 async def waiting_for(part: Awaitable[Any]) -> Any:
@@ -266,10 +270,10 @@ def close(part: object) -> None:
         part.close()
 
 
-def how_it_was_cancelled(future: Future[Any]) -> CancelledError | None:
-    """The CancelledError that a future ended in: its message, and where it came from."""
+def error_of(future: Future[Any]) -> BaseException | None:
+    """What a future that is done raises, a CancelledError too."""
     try:
-        future.result()
+        return future.exception()
     except CancelledError as cancelled:
-        return cancelled
-    return None  # pragma: no cover - asked of cancelled ones only
+        # Without the line that leads to this frame: it would keep all that is below it, and the failure made of this.
+        return cancelled.with_traceback(cancelled.__traceback__ and cancelled.__traceback__.tb_next)
