@@ -112,8 +112,7 @@ class Gathering:
         finally:
             with suppress(RuntimeError):  # a gather that is thrown away cannot wait; its loop may be closed
                 self._end()
-            self._errors.clear()  # no circles: the traceback of what is raised leads to this frame
-            del stop
+            del stop  # no circles: the traceback of what is raised leads to this frame
 
     async def _start(self) -> None:
         """Begin with what runs already: if a required part of these has failed, nothing else is started."""
@@ -244,19 +243,19 @@ def check(given: Mapping[str, Any]) -> None:
             problem = f"{brief(parts)} is no mapping"
             raise ConfigError(f"gather {argument}", problem, "give the parts by name: {name: part}")
         for name, part in parts.items():
-            field = f"gather {argument}[{brief(name)}]"
+            twice = seen.setdefault(id(part), name)
             if not isinstance(name, str):
-                raise ConfigError(field, "the name is no str", "name the part by a str")
-            if name in names:
-                raise ConfigError(field, "the name is in required, too", "give each part a name of its own")
-            if not isawaitable(part):
-                raise ConfigError(
-                    field, f"{brief(part)} is not awaitable", "give what a call gives: operation.ask(...)"
-                )
-            if id(part) in seen:
-                raise ConfigError(field, f"it is the part {seen[id(part)]}, too", "call once for each part")
-            names.add(name)
-            seen[id(part)] = brief(name)
+                problem, remedy = "the name is no str", "name the part by a str"
+            elif name in names:
+                problem, remedy = "the name is in required, too", "give each part a name of its own"
+            elif not isawaitable(part):
+                problem, remedy = f"{brief(part)} is not awaitable", "give what a call gives: operation.ask(...)"
+            elif twice is not name:
+                problem, remedy = f"it is the part {brief(twice)}, too", "call once for each part"
+            else:
+                names.add(name)
+                continue
+            raise ConfigError(f"gather {argument}[{brief(name)}]", problem, remedy)
 
 
 async def waiting_for(part: Awaitable[Any]) -> Any:

@@ -477,6 +477,15 @@ async def test_a_gather_inside_a_gather_has_answered_before_it_is_cut() -> None:
 
 
 @virtual
+async def test_one_gather_after_another_has_as_much_time() -> None:
+    for _ in range(2):
+        began = now()
+        with Deadline.after(1.0):
+            await gather(optional={"a": sleep(100)})
+        assert now() - began == pytest.approx(1.05)
+
+
+@virtual
 async def test_without_a_deadline_there_is_no_limit() -> None:
     page = await gather(required={"a": gives(1, after=1e6)})
 
@@ -573,6 +582,25 @@ async def test_a_caller_who_leaves_while_the_others_end_is_told_of_the_failure_i
 
     assert part.ended
     assert notes(caught.value) == ['part "a" failed: Boom()']
+
+
+@virtual
+async def test_what_ends_programs_passes_though_the_caller_has_left() -> None:
+    class Exit(BaseException):
+        pass
+
+    async def exits() -> None:
+        try:
+            await sleep(1000)
+        finally:
+            raise Exit
+
+    call = create_task(gather(required={"a": exits()}))
+    await sleep(0.1)
+    call.cancel()
+
+    with pytest.raises(Exit):
+        await call
 
 
 @virtual

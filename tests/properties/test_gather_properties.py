@@ -127,7 +127,7 @@ async def test_nothing_runs_on_and_every_error_is_raised_or_answered_or_noted(se
             await steps(1 + random.randrange(10))
         else:
             await sleep(random.choice([0.1, 0.2, 0.3, random.random()]))
-    was_over = bool(ended)
+    was_over, left_at = bool(ended), now()
     cancelled = leaves and call.cancel()
     await asyncio.wait({call})
     if not call.cancelled():
@@ -155,6 +155,7 @@ async def test_nothing_runs_on_and_every_error_is_raised_or_answered_or_noted(se
         assert end in exits
     elif cancelled and not was_over:
         assert isinstance(end, CancelledError)
+        assert ended[0] == left_at  # the parts take turns to end, and no time
     elif needed & (plan.raised.keys() | plan.gave_up):
         assert isinstance(end, Exception)
         assert any(note == f'part "{name}"' for name in needed for note in end.__notes__)
