@@ -134,7 +134,7 @@ class Gathering:
                     raise
         finally:
             GRACE.reset(inside)
-        if self._running and not self._told and deadline is not None and deadline.at != inf:
+        if not self._told and deadline is not None and deadline.at != inf:
             left = deadline.at - deadline.world.clock()
             self._timer = loop.call_later(max(left, 0.0) + grace, self._cut_off)
 

@@ -9,6 +9,7 @@ import sys
 import weakref
 from asyncio import CancelledError, create_task, sleep
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -298,6 +299,20 @@ async def test_what_ends_programs_passes_from_any_part() -> None:
     assert notes(caught.value) == ['part "c"', 'part "b" failed: Boom()']
 
 
+@virtual
+async def test_what_ends_programs_ends_the_required_parts_at_once() -> None:
+    class Exit(BaseException):
+        pass
+
+    began, part = now(), Part()
+
+    with pytest.raises(Exit):
+        await gather(required={"a": part.run()}, optional={"b": fails(Exit(), after=0.1)})
+
+    assert part.ended
+    assert now() - began == pytest.approx(0.1)
+
+
 def test_an_interrupt_in_a_part_ends_the_program() -> None:
     part = Part()
 
@@ -486,10 +501,44 @@ async def test_one_gather_after_another_has_as_much_time() -> None:
 
 
 @virtual
-async def test_without_a_deadline_there_is_no_limit() -> None:
-    page = await gather(required={"a": gives(1, after=1e6)})
+@pytest.mark.parametrize("failed_already", [False, True])
+async def test_cleaning_up_after_a_failure_is_not_cut_by_the_deadline(failed_already: bool) -> None:
+    cancels, loop = [], asyncio.get_running_loop()
+    failed = loop.create_future()
+    if failed_already:
+        failed.set_exception(Boom())
+    else:
+        loop.call_later(0.5, failed.set_exception, Boom())
 
-    assert page["a"] == Answer(1)
+    async def slow() -> None:
+        while True:
+            try:
+                return await sleep(3 if cancels else 1000)
+            except CancelledError:
+                cancels.append(now())
+
+    task = create_task(slow())
+    await sleep(0)
+    with Deadline.after(1.0):
+        error = await ended(gather(required={"a": failed}, optional={"b": task}))
+
+    assert type(error) is Boom
+    assert len(cancels) == 1
+
+
+@virtual
+@pytest.mark.parametrize("deadline", [nullcontext(), Deadline.from_headers({})], ids=["none", "endless"])
+async def test_without_a_deadline_there_is_no_limit_and_no_timer(deadline: Any) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def timers() -> list[Any]:
+        await sleep(1e6)
+        return list(loop._scheduled)  # type: ignore[attr-defined]
+
+    with deadline:
+        page = await gather(required={"a": timers()})
+
+    assert page["a"] == Answer([])
 
 
 @virtual
@@ -625,7 +674,8 @@ async def test_each_cancel_of_the_caller_reaches_a_part_that_ignores_them() -> N
 
 
 @virtual
-async def test_a_caller_cancelled_in_the_turn_in_which_the_last_part_ends_has_left() -> None:
+@pytest.mark.parametrize("turns", [0, 1])
+async def test_a_caller_cancelled_in_the_turn_in_which_the_last_part_ends_has_left(turns: int) -> None:
     loop = asyncio.get_running_loop()
     first, second = loop.create_future(), loop.create_future()
     call = create_task(gather(required={"a": first}, optional={"b": second}))
@@ -633,7 +683,7 @@ async def test_a_caller_cancelled_in_the_turn_in_which_the_last_part_ends_has_le
 
     first.set_result(1)
     second.set_exception(Boom())
-    await sleep(0)
+    await steps(turns)
     call.cancel()
     with pytest.raises(CancelledError) as caught:
         await call
