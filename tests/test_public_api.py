@@ -56,6 +56,7 @@ EXPORTS = [
     *("Event", "CallFinished", "AttemptFailed", "CircuitChanged"),
     *("BulkheadSnapshot", "BreakerSnapshot", "Counts", "LatencySnapshot"),
     *("OperationSnapshot", "UpstreamSnapshot", "GatewaySnapshot"),
+    "gather",
 ]
 
 
@@ -187,6 +188,7 @@ SIGNATURES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "Retry.pause": (Retry.pause, ["attempts", "error", "outcome", "remaining"], {}),
     "Deadline.after": (Deadline.after, ["seconds"], {}),
     "Deadline.from_headers": (Deadline.from_headers, ["headers"], {}),
+    "gather": (gateway.gather, [], {"required": {}, "optional": {}}),
     "Faults": (gateway.testing.Faults, ["operation"], {"seed": 0}),
     "assert_nothing_left": (gateway.testing.assert_nothing_left, ["gate"], {}),
     "Refused": (gateway.Refused, [], {"retry_after": None}),

@@ -8,7 +8,6 @@ Policies and defaults are those of the Hystrix course; in front of the defaults 
 
 from __future__ import annotations
 
-from asyncio import TaskGroup
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
 from math import ceil
@@ -31,6 +30,7 @@ from gateway import (
     Source,
     Static,
     TimeoutPolicy,
+    gather,
 )
 from gateway.demo import posters
 from gateway.demo.client import HttpClient, RefusedAnswer
@@ -169,11 +169,10 @@ class Catalog:
             with Deadline.after(left() * RATINGS_SHARE):
                 rated = await self._user_ratings.ask(request.match_info["user_id"])
             with Deadline.after(left() - COMPOSING_FOR):
-                async with TaskGroup() as group:
-                    asking = [group.create_task(self._movie_of(rating)) for rating in rated.value.ratings]
-        found = [task.result() for task in asking]
-        asked: list[Asked] = [(self._user_ratings, rated), *((self._movie, movie) for movie in found)]
-        rows = list(zip(rated.value.ratings, found, strict=True))
+                ids = dict.fromkeys(rating.movie_id for rating in rated.value.ratings)
+                movies = await gather(required={movie_id: self._movie_of(movie_id) for movie_id in ids})
+        rows = [(rating, movies[rating.movie_id]) for rating in rated.value.ratings]
+        asked: list[Asked] = [(self._user_ratings, rated), *((self._movie, movie) for _, movie in rows)]
         if request.query.get("explain") == "1":
             items = [explained(rating, movie, worst((rated, movie))) for rating, movie in rows]
             answers, pictures = [origin(*one) for one in asked], [poster_of(rating) for rating, _ in rows]
@@ -199,9 +198,9 @@ class Catalog:
         headers = {"Cache-Control": keep, "Content-Security-Policy": "default-src 'none'", **origin_headers(asked)}
         return web.Response(body=drawn.value, content_type="image/svg+xml", headers=headers)
 
-    async def _movie_of(self, rating: Rating) -> Answer[Movie]:
+    async def _movie_of(self, movie_id: str) -> Answer[Movie]:
         try:
-            return await self._movie.ask(rating.movie_id)
+            return await self._movie.ask(movie_id)
         except RefusedAnswer:
             return Answer(NOT_FOUND)  # a live answer: there is no such film
 

@@ -152,6 +152,22 @@ async def test_a_page_has_the_users_films_and_says_that_they_are_live() -> None:
     assert explained.content["answers"] == 6 * [{"source": "live", "age": 0, "degraded": False}]
 
 
+@virtual
+async def test_a_film_that_is_rated_twice_has_two_rows_and_is_asked_for_once() -> None:
+    rated = b'{"userId": "ada", "ratings": [{"movieId": "1", "rating": 5}, {"movieId": "1", "rating": 3}]}'
+    film = b'{"movieId": "1", "name": "Alien", "description": ""}'
+    async with (
+        raw(http(rated)) as ratings_url,
+        raw(http(film)) as info_url,
+        browsing(ratings=ratings_url, info=info_url) as browser,
+    ):
+        page = await browser.get("/catalog/ada")
+        asked = browser.catalog.gate["info"].snapshot().counts.asked
+
+    assert [(row["name"], row["rating"]) for row in page.content] == [("Alien", 5), ("Alien", 3)]
+    assert asked == 1
+
+
 ILL: dict[str, RawAnswer] = {
     "hangs": hanging,
     "closes the connection": lambda _: None,

@@ -40,6 +40,7 @@ from gateway import (
     TimeoutPolicy,
     Upstream,
     UpstreamSnapshot,
+    gather,
     handler,
 )
 from gateway.testing import Faults, VirtualTimeLoop, assert_nothing_left
@@ -124,6 +125,14 @@ async def methods() -> None:
     assert_type(movies.by_instance.name, str)
     assert_type(await Movies.by_nobody("alien"), str)
     await movies.by_instance(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def a_page_of_parts() -> None:
+    page = await gather(required={"a": bare.ask(1), "b": bare(1)}, optional={"c": plain("alien"), "d": Later().answer})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
+    assert_type(page, Mapping[str, Answer[Any]])
+    await gather(required={"a": Movies().by_instance.ask("alien")})
+    await gather({"a": bare(1)})  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    page["a"] = Answer(1)  # type: ignore[index]  # pyright: ignore[reportIndexIssue]
 
 
 @declared.fallback
