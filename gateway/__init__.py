@@ -29,6 +29,7 @@ from gateway.outcome import (
 from gateway.policy import BreakerPolicy, BudgetPolicy, BulkheadPolicy, Policy, RetryPolicy, TimeoutPolicy
 from gateway.registry import Gateway, GatewaySnapshot
 from gateway.retry import Retry
+from gateway.slot import Slot
 from gateway.upstream import Upstream, UpstreamSnapshot
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "Rejected",
     "Retry",
     "RetryPolicy",
+    "Slot",
     "Source",
     "Static",
     "Tier",

@@ -34,6 +34,7 @@ from gateway.operation import Operation, OperationSnapshot
 from gateway.outcome import ConfigError, Outcome, UnknownName
 from gateway.policy import Policy, TimeoutPolicy
 from gateway.retry import Retry
+from gateway.slot import Block, Slot, known_block
 
 log = logging.getLogger("gateway")
 
@@ -195,6 +196,28 @@ class Upstream:
             timeout=timeout,
         )
         return declaration if function is None else declaration(function)
+
+    def slot(
+        self,
+        name: str = "slot",
+        *,
+        timeout: TimeoutPolicy | None = None,
+        refused: Sequence[type[BaseException]] = (),
+    ) -> Slot:
+        """Guard a block of code like an operation: `async with warehouse.slot("report") as slot:`.
+
+        Its place, circuit, limits on time and numbers (under `name`) are those of an operation. It is never repeated,
+        and has no fallbacks. On entering it raises a Rejected, WrongLoop; an error of the block goes on as it is, save
+        that one cut by `timeout.attempt` or a deadline, in seconds, ends in FailedTimeout. `refused`: types that are
+        a healthy "no". Raises ConfigError for what cannot work, a name that is taken for example.
+        """
+        block = known_block(self.name, self._operations, name, refused, timeout)
+        if block is None:
+            block = Block(self, self._policy, name=name, refused=refused, timeout=timeout)
+            self._operations[name] = block
+            if self._bound_to is not None:
+                block.take_lane()
+        return Slot(block)
 
     def __getitem__(self, name: str) -> Operation[..., Any]:
         try:
