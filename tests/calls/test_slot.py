@@ -45,6 +45,7 @@ from gateway import (
     WrongLoop,
 )
 from gateway.context import AMBIENT
+from gateway.lane import Timer
 from gateway.slot import MOST_NAMES
 from gateway.testing import Faults, VirtualTimeLoop
 from tests.support import NEVER_OPENS, QUIET, Boom, assert_all_gone, counted, ended, fail_until_open, gone, now, steps
@@ -317,6 +318,18 @@ async def test_an_error_with_a_history_keeps_it(gate: Gateway) -> None:
     assert isinstance(error.__cause__, KeyError)
     assert [frame.name for frame in caught.traceback][-1:] == ["fetch"]
     assert "/gateway/" not in "".join(traceback.format_exception(error))
+
+
+@pytest.mark.virtual_time
+async def test_an_interrupt_while_a_block_is_left_is_not_lost(gate: Gateway) -> None:
+    up = gate.upstream("world", policy=QUIET)
+
+    @gate.on(CallFinished)
+    def interrupted(event: CallFinished) -> None:
+        raise KeyboardInterrupt
+
+    assert isinstance(await raised_in(up, Boom()), KeyboardInterrupt)
+    gate.off(interrupted)
 
 
 @pytest.mark.virtual_time
@@ -681,7 +694,9 @@ async def test_whoever_leaves_is_no_evidence_whatever_the_block_makes_of_it(gate
                 try:
                     await asyncio.sleep(99)
                 except asyncio.CancelledError:
-                    raise FailedTimeout("closed under us") from None
+                    timeout = FailedTimeout("closed under us")
+                    timeout.waited_for = "attempt"  # as if it were the limit's
+                    raise timeout from None
         except BaseException as error:
             errors.append(error)
             assert asyncio.current_task().uncancel() == 0
@@ -972,9 +987,10 @@ async def test_a_slot_left_by_another_task_is_an_error_and_gives_its_place_back(
 
     entering = asyncio.ensure_future(enter())
     await steps(1)
-    with pytest.raises(RuntimeError, match="the task that entered it"):
+    with pytest.raises(RuntimeError, match="the task that entered it") as caught:
         await slot.__aexit__(error and type(error), error, None)
     in_use = up.bulkhead.in_use, up.timers
+    del caught  # the place was free while there was an error, and a traceback
     await entering
 
     assert in_use == (0, 0)
@@ -1155,10 +1171,11 @@ async def test_what_stands_in_for_the_block_is_found_out(gate: Gateway) -> None:
     with Faults(up["slot"]).value(1), pytest.raises(RuntimeError, match="without its block"):
         await held(up, 0.0)
     real = up["slot"].swap_sender(dawdle)
-    with pytest.raises(RuntimeError, match="did not end with its block"):
+    with pytest.raises(RuntimeError, match="did not end with its block") as caught:
         await held(up, 0.0)
 
     assert up.bulkhead.in_use == 0
+    del caught  # the place was free while there was an error, and a traceback
 
 
 # -- memory
@@ -1195,6 +1212,17 @@ async def test_what_a_block_held_is_free_as_soon_as_it_is_over(gate: Gateway, wa
         up.restore()
 
     assert free
+
+
+@pytest.mark.virtual_time
+async def test_the_traceback_of_a_timeout_does_not_lead_to_the_task_that_may_end_in_it(gate: Gateway) -> None:
+    up = gate.upstream("world", policy=ONE_PLACE)
+
+    error = await ended(held(up, 99))
+
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if "/gateway/" in frame.f_code.co_filename]
+    assert len(frames) == 2
+    assert not any(isinstance(value, Timer) for frame in frames for value in frame.f_locals.values())
 
 
 @pytest.mark.virtual_time
