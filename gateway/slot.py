@@ -102,14 +102,14 @@ class Block(Operation[[object], None]):
             timeout=timeout,
         )
         self.idempotent = None
-        self._said = (refused, timeout)
+        self._said = (tuple(refused), timeout)  # a list may change
 
     def is_said(self, refused: Refusals, timeout: TimeoutPolicy | None) -> bool:
         """Whether this is what was said of it at first."""
         known_refused, known_timeout = self._said
         if refused is known_refused and timeout is known_timeout:
             return True
-        return tuple(refused) == tuple(known_refused) and limits_given(timeout) == limits_given(known_timeout)
+        return tuple(refused) == known_refused and limits_given(timeout) == limits_given(known_timeout)
 
     def _pause(self, call: Call, error: Exception) -> None:
         """No next try, whatever the error allows: a block runs once."""
@@ -206,11 +206,13 @@ class Slot:
         limit, self._limit = self._limit, None
         if call is None or limit is None:
             raise RuntimeError("a slot is left once, after it was entered")
-        if current_task(limit.task.get_loop()) is limit.task:
-            del limit  # it leads to the task, and so to its error, and so to this frame
+        here = current_task(limit.task.get_loop()) is limit.task
+        if not here or AMBIENT.get() is not limit:
+            limit.at = self._outer_at  # out of turn it stays ambient, or comes back as such: let it limit nobody
+        del limit  # it leads to the task, and so to its error, and so to this frame
+        if here:
             end(call, error)
             return
         call.close()
-        limit.at = self._outer_at  # it stays ambient where it was entered, out of our reach: let it not limit there
         if error is None or isinstance(error, Exception):  # else the end of a generator that nobody finished, say
             raise RuntimeError("a slot is left by the task that entered it; its place is free again")

@@ -478,6 +478,20 @@ async def test_what_a_block_calls_inherits_its_limit(gate: Gateway, took: Any) -
 
 
 @pytest.mark.virtual_time
+async def test_a_task_that_outlives_the_block_it_was_started_in_keeps_its_deadline(gate: Gateway) -> None:
+    up = gate.upstream("world", policy=ONE_PLACE)
+
+    async def later() -> float:
+        await asyncio.sleep(1.0)
+        return Deadline.current().remaining()
+
+    async with up.slot():
+        task = asyncio.create_task(later())  # as one that an operation's function started
+
+    assert await task == 4.0
+
+
+@pytest.mark.virtual_time
 async def test_a_slot_in_an_operation_inherits_its_limit_and_ends_with_it(gate: Gateway, took: Any) -> None:
     up, other = gate.upstream("world", policy=ONE_PLACE), gate.upstream("other", policy=QUIET)
 
@@ -831,6 +845,26 @@ async def test_a_generator_that_is_finished_or_closed_in_time_is_an_ordinary_blo
 
 
 @pytest.mark.virtual_time
+async def test_generators_that_finish_out_of_turn_limit_nobody_afterwards(gate: Gateway) -> None:
+    up = gate.upstream("world", policy=QUIET)
+
+    async def rows(name: str, number: int) -> AsyncIterator[int]:
+        async with up.slot(name):
+            for row in range(number):
+                yield row
+
+    first, second = rows("first", 1), rows("second", 2)
+    with Deadline.after(60.0):
+        assert [await anext(first), await anext(second)] == [0, 0]
+        assert [row async for row in first] == []
+        assert [row async for row in second] == [1]
+        left = Deadline.current().remaining()
+
+    assert left == 60.0
+    assert counted(up) == {"asked": 2, "attempts": 2, "live": 2}
+
+
+@pytest.mark.virtual_time
 async def test_closing_the_gateway_lets_blocks_finish_and_then_cancels_them(gate: Gateway, took: Any) -> None:
     up = gate.upstream("world", policy=Policy(timeout=TimeoutPolicy(call=60.0, attempt=60.0)))
     short, long = asyncio.ensure_future(held(up, 3.0)), asyncio.ensure_future(held(up, 30.0))
@@ -1080,6 +1114,17 @@ async def test_slots_of_one_name_share_their_numbers_and_say_the_same(gate: Gate
             up.slot("report", **other)
 
     assert up.snapshot().operations["report"].counts.live == 4
+
+
+def test_a_list_that_changes_is_not_what_was_said() -> None:
+    up = Gateway().upstream("world")
+    refused: list[type[BaseException]] = [KeyError]
+    up.slot("report", refused=refused)
+
+    refused.append(ValueError)
+
+    with pytest.raises(ConfigError):
+        up.slot("report", refused=refused)
 
 
 def test_a_limit_that_somebody_gave_is_not_the_default_of_the_same_length() -> None:
