@@ -31,6 +31,7 @@ from gateway.outcome import (
 from gateway.policy import BreakerPolicy, BudgetPolicy, BulkheadPolicy, Policy, RetryPolicy, TimeoutPolicy
 from gateway.registry import Gateway, GatewaySnapshot
 from gateway.retry import Retry
+from gateway.slot import Slot
 from gateway.upstream import Upstream, UpstreamSnapshot
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "Rejected",
     "Retry",
     "RetryPolicy",
+    "Slot",
     "Source",
     "Static",
     "Tier",

@@ -22,7 +22,7 @@ from math import isinf
 from threading import get_ident
 from time import monotonic
 from types import MappingProxyType
-from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from fallbacks.answer import Tier
 from gateway.breaker import BreakerSnapshot, CircuitBreaker, StateName
@@ -36,6 +36,7 @@ from gateway.operation import CircuitBy, Operation, OperationSnapshot
 from gateway.outcome import ConfigError, Outcome, UnknownName
 from gateway.policy import BudgetPolicy, Policy, TimeoutPolicy
 from gateway.retry import BudgetSnapshot, Retry, RetryBudget
+from gateway.slot import Block, Slot, checked, known_block
 
 log = logging.getLogger("gateway")
 
@@ -220,6 +221,31 @@ class Upstream:
             caller=caller,
         )
         return declaration if function is None else declaration(function)
+
+    def slot(
+        self,
+        name: str = "slot",
+        *,
+        timeout: TimeoutPolicy | None = None,
+        refused: Sequence[type[BaseException]] = (),
+        circuit_by: Literal["operation"] | ContextVar[Any] | None = None,
+        caller: ContextVar[Any] | None = None,
+    ) -> Slot:
+        """Guard a block of code like an operation: `async with warehouse.slot("report") as slot:`.
+
+        Its place, circuit, limits on time and numbers (under `name`) are those of an operation. It is never repeated,
+        and has no fallbacks. On entering it raises a Rejected, WrongLoop; an error of the block goes on as it is, save
+        that one cut by `timeout.attempt` or a deadline, in seconds, ends in FailedTimeout. `refused`: types that are
+        a healthy "no"; `circuit_by` and `caller`: as of an operation, from a ContextVar. Raises ConfigError for what
+        cannot work, a name that is taken for example.
+        """
+        said = checked(self.name, name, timeout=timeout, refused=refused, circuit_by=circuit_by, caller=caller)
+        block = known_block(self.name, self._operations, said)
+        if block is None:
+            block = self._operations[name] = Block(self, self._policy, said)
+            if self._bound_to is not None:
+                block.take_lane()
+        return Slot(block)
 
     def __getitem__(self, name: str) -> Operation[..., Any]:
         try:

@@ -6,6 +6,7 @@ A line that must be an error names both codes; where it is no error any more, th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from typing import Any, Literal, assert_type
 
 from gateway import (
@@ -34,6 +35,7 @@ from gateway import (
     Policy,
     Question,
     RetryPolicy,
+    Slot,
     Source,
     Static,
     Tier,
@@ -237,6 +239,29 @@ def testing() -> None:
     Faults(plan_b)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     assert_nothing_left(gate)
     VirtualTimeLoop().advance(3600.0)
+
+
+async def blocks() -> str:
+    assert_type(ratings.slot(), Slot)
+    async with ratings.slot() as slot:
+        assert_type(slot, Slot)
+        assert_type(slot.waited, float)
+        assert_type(slot.deadline, Deadline | None)
+    async with (
+        ratings.slot("report", timeout=TimeoutPolicy(attempt=1.0), refused=(KeyError,)),
+        AsyncExitStack() as stack,
+    ):
+        assert_type(await stack.enter_async_context(ratings.slot()), Slot)
+        return "a slot swallows no error: nothing is missing after it"
+
+
+def blocks_say_only_what_fits() -> None:
+    ratings.slot("a", TimeoutPolicy())  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    ratings.slot(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ratings.slot(timeout=5.0)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ratings.slot(refused=[5])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    ratings.slot(idempotent=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    ratings.slot(fallback=[Static(1)])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def classify(what: object) -> Outcome | None:
