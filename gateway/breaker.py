@@ -13,80 +13,31 @@
 Synchronous and pure: it takes instants and verdicts, and needs no timer. What is due happens when somebody looks, as of
 the instant it was due. A state is an object that holds only its own data, and the leave to try *is* that object: a
 verdict counts only while the circuit is still in the state that gave the leave, so stragglers cannot speak for a time
-that is not theirs. Sources: Nygard, "Release It!"; the rules of windows, rates and half-open are Resilience4j's, and
-the tests hold us to recorded traces of it.
+that is not theirs. Where callers are told apart, or few are let in, or nobody for a while, a guard stands in front of
+the closed state; who needs none pays for none. Sources: Nygard, "Release It!"; the rules of windows, rates and half-
+open are Resilience4j's, and the tests hold us to recorded traces of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from math import inf
 from random import random as uniform
 from time import monotonic
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
+from gateway.callers import CallerCountWindow, CallerTimeWindow, CallerWindow, Wishes
 from gateway.context import HALF_MICROSECOND, Clock
 from gateway.outcome import CircuitOpen
 from gateway.policy import BreakerPolicy
-from gateway.window import CountWindow, TimeWindow, Window
+from gateway.states import Closed, Guarded, HalfOpen, Isolated, Open, Ramp
+from gateway.window import ALMOST_ONE, CountWindow, TimeWindow
 
-ALMOST_ONE = 1 - 1e-9
-"""Shares this near are equal: a threshold of 35.2 / 100 is, as a float, above the 44 failures of 125 that it means."""
 StateName = Literal["closed", "open", "half_open", "isolated"]
 OnChange = Callable[[StateName, StateName, float], None]
-
-
-class Closed:
-    """All well: everybody is admitted, and every verdict counts."""
-
-    name: ClassVar[StateName] = "closed"
-    __slots__ = ("rejected", "window")
-
-    def __init__(self, window: Window) -> None:
-        self.window = window
-        self.rejected = 0
-
-
-class Open:
-    """Nobody is admitted until strictly later than `until`."""
-
-    name: ClassVar[StateName] = "open"
-    __slots__ = ("in_a_row", "rejected", "until")
-
-    def __init__(self, until: float, in_a_row: int) -> None:
-        self.until = until
-        self.in_a_row = in_a_row
-        self.rejected = 0
-
-
-class HalfOpen:
-    """A few probes are admitted, and the first verdicts decide. `seen_alive`: a refusal came back, so it answers."""
-
-    name: ClassVar[StateName] = "half_open"
-    __slots__ = ("ends_at", "in_a_row", "probes_left", "rejected", "seen_alive", "window")
-
-    def __init__(self, probes: int, ends_at: float, in_a_row: int) -> None:
-        self.window = CountWindow(probes)
-        self.probes_left = probes
-        self.ends_at = ends_at
-        self.in_a_row = in_a_row
-        self.seen_alive = False
-        self.rejected = 0
-
-
-class Isolated:
-    """An operator said no. Nobody is admitted until `restore()`."""
-
-    name: ClassVar[StateName] = "isolated"
-    __slots__ = ("rejected",)
-
-    def __init__(self) -> None:
-        self.rejected = 0
-
-
-State = Closed | Open | HalfOpen | Isolated
-S = TypeVar("S", Closed, Open, HalfOpen, Isolated)
+State = Closed | Guarded | Open | HalfOpen | Isolated
+S = TypeVar("S", bound=State)
 UNCOUNTED = Isolated()
 """The leave of a call that an unenforced circuit would have refused: no circuit is ever in it, so nothing counts."""
 
@@ -107,6 +58,8 @@ class BreakerSnapshot:
     slow: int
     rejected: int
     open_until: float | None
+    held_until: float | None = None
+    """Until when the upstream asked to be left alone; an instant of the circuit's clock."""
 
 
 class Permit:
@@ -115,10 +68,11 @@ class Permit:
     A probe's permit is a lease: ignored, or lost to the garbage collector, it goes back to the circuit.
     """
 
-    __slots__ = ("_breaker", "_started_at", "_state")
+    __slots__ = ("_breaker", "_caller", "_started_at", "_state")
 
-    def __init__(self, breaker: CircuitBreaker, state: State, started_at: float) -> None:
+    def __init__(self, breaker: CircuitBreaker, state: State, started_at: float, caller: Hashable = None) -> None:
         self._breaker = breaker
+        self._caller = caller
         self._state: State | None = state  # None once it has reported
         self._started_at = started_at
 
@@ -133,18 +87,18 @@ class Permit:
     def ignored(self) -> None:
         """It says nothing about the upstream: cancelled, or never sent."""
         if (state := self._spend()) is not None:
-            self._breaker.leave(state, self._breaker.clock(), None, False)
+            self._breaker.leave(state, self._breaker.clock(), None, False, self._caller)
 
     def refused(self) -> None:
         """The upstream is well and said no: no verdict, but in half-open a sign of life."""
         if (state := self._spend()) is not None:
-            self._breaker.leave_refused(state, self._breaker.clock())
+            self._breaker.leave_refused(state, self._breaker.clock(), self._caller)
 
     def _judge(self, failed: bool, duration: float | None) -> None:  # noqa: FBT001 - private
         if (state := self._spend()) is not None:
             breaker, now = self._breaker, self._breaker.clock()
             slow = now - self._started_at > breaker.slow_beyond if duration is None else duration > breaker.slow_after
-            breaker.leave(state, now, failed, slow)
+            breaker.leave(state, now, failed, slow, self._caller)
 
     def _spend(self) -> State | None:
         state, self._state = self._state, None
@@ -170,9 +124,12 @@ class CircuitBreaker:
 
     Users `admit()` and report to the permit. The engine, which has read the clock anyway and reports once by its shape,
     uses `enter` and `leave`, with the state itself as the leave. `on_change(before, after, at)` hears every transition.
+    A `caller` is any hashable, told apart only if `min_callers` is above 1; those who give none are one caller.
     """
 
-    __slots__ = ("_on_change", "_policy", "_random", "_state", "clock", "slow_after", "slow_beyond")
+    __slots__ = (
+        "_held_until", "_on_change", "_policy", "_random", "_state", "_wishes", "clock", "slow_after", "slow_beyond",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -186,7 +143,9 @@ class CircuitBreaker:
         self._random = random
         self._on_change = on_change
         self._use(policy)
-        self._state: State = Closed(self._new_window(clock()))
+        self._held_until = -inf
+        self._wishes = Wishes()
+        self._state: State = self._closed_anew(clock())
 
     @property
     def policy(self) -> BreakerPolicy:
@@ -199,77 +158,107 @@ class CircuitBreaker:
         self._at(now)  # what was due was due under the old numbers
         before = self._policy
         self._use(policy)
-        resized = (before.window_for, before.window_calls) != (policy.window_for, policy.window_calls)
-        if resized and type(self._state) is Closed:
-            self._state.window = self._new_window(now)
+        closed = self._closed
+        if closed is not None:
+            if window_of(before) != window_of(policy):
+                closed.window = self._new_window(now)
+            if self._state is closed and policy.min_callers > 1:
+                self._state = Guarded(closed)
 
     @property
     def state(self) -> State:
         """The state it is in; what is due since it was last looked at happens first."""
         return self._at(self.clock())
 
-    def check(self) -> None:
+    @property
+    def at_rest(self) -> bool:
+        """Whether it is closed, and lets everybody in. Only looks: what is due goes on being due."""
+        state = self._state
+        if type(state) is Guarded:
+            now = self.clock()
+            self._stand_down(state, now)
+            return state.ramp is None and not self._held(now)
+        return type(state) is Closed
+
+    def check(self, caller: Hashable = None) -> None:
         """Raise the CircuitOpen that `admit` would raise, and spend nothing: for those who are about to queue."""
         if type(self._state) is not Closed:
             now = self.clock()
             state = self._at(now)
-            if self._shut(state, now) and self._refuses(state):
-                raise self.refusal()
+            if self._refuses(state) and self._shut(state, now, caller):
+                raise self._refusal(now)
 
-    def admit(self) -> Permit:
+    def admit(self, caller: Hashable = None) -> Permit:
         """Leave to try, or CircuitOpen."""
         now = self.clock()
-        return Permit(self, self.enter(now), now)
+        return Permit(self, self.enter(now, caller), now, caller)
 
-    def enter(self, now: float) -> State:
+    def enter(self, now: float, caller: Hashable = None) -> State:
         """Leave to try, or CircuitOpen. The leave is the state that gives it: hand it back to `leave`."""
         state = self._state
-        return state if type(state) is Closed else self._enter_slowly(now)
+        return state if type(state) is Closed else self._enter_slowly(now, caller)
 
-    def leave(self, state: State, now: float, failed: bool | None, slow: bool) -> None:  # noqa: FBT001 - the hot path
+    def leave(self, state: State, now: float, failed: bool | None, slow: bool, caller: Hashable = None) -> None:  # noqa: FBT001 - the hot path
         """How it went (None: evidence of nothing). Counts only if the circuit is still in that state."""
-        if type(state) is not Closed:
-            self._leave_slowly(state, now, failed, slow)
-        elif state is self._state and failed is not None:
+        if type(state) is not Closed or state is not self._state:
+            self._leave_slowly(state, now, failed, slow, caller)
+        elif failed is not None:
             window = state.window
             window.record(now, failed, slow)
             if window.bad:
                 self._decide(state, now)
 
-    def leave_refused(self, state: State, now: float) -> None:
+    def leave_refused(self, state: State, now: float, caller: Hashable = None) -> None:
         """It was refused: evidence of nothing, but whoever refuses is alive."""
         if type(state) is HalfOpen and state is self._at(now):  # not if half-open has just ended
             state.seen_alive = True
-        self.leave(state, now, None, False)
+        self.leave(state, now, None, False, caller)
+
+    def hold(self, until: float, caller: Hashable = None) -> None:
+        """Let nobody in until strictly later than this instant: the upstream asked to be left alone.
+
+        A hold only ever moves later. With `min_callers` above 1 it takes the wishes of as many different callers; it
+        lasts for as long as they agree. `restore()` ends it; an isolated circuit takes no note.
+        """
+        now = self.clock()
+        state = self._at(now)
+        if type(state) is Isolated or not now - until <= HALF_MICROSECOND:
+            return
+        until = self._wishes.add(caller, until, now, int(self._policy.min_callers))
+        if until <= self._held_until:
+            return
+        before, self._held_until = self._held_until, until
+        if type(state) is Open:
+            state.until = max(state.until, until)
+        elif type(state) is Closed:
+            self._state = Guarded(state)
+        elif type(state) is Guarded and state.ramp is not None:
+            state.ramp.pause(until - max(now, before))
 
     def isolate(self) -> None:
         """Refuse everybody until `restore()`; wins over `enforce=False`."""
         now = self.clock()
         if type(self._at(now)) is not Isolated:
+            self._release()
             self._become(Isolated(), now)
 
     def restore(self) -> None:
-        """Close the circuit, with an empty window."""
+        """Close the circuit, with an empty window; everybody is let in at once."""
         now = self.clock()
         self._at(now)
-        self._become(Closed(self._new_window(now)), now)
+        self._release()
+        self._become(self._closed_anew(now), now)
 
     def restart(self, clock: Clock) -> None:
         """Begin anew by another clock; what an operator isolated stays so."""
         self.clock = clock
+        self._release()
         if type(self._state) is not Isolated:
-            self._state = Closed(self._new_window(clock()))
+            self._state = self._closed_anew(clock())
 
     def refusal(self) -> CircuitOpen:
         """The error for a caller who is not admitted now; counts it."""
-        state = self._state
-        state.rejected += 1
-        refusal = CircuitOpen(f"the circuit is {state.name.replace('_', '-')}")
-        if type(state) is Open:
-            refusal.retry_after = max(0.0, state.until - self.clock())
-        elif type(state) is HalfOpen:
-            refusal.retry_after = 0.0
-        return refusal
+        return self._refusal(self.clock())
 
     def snapshot(self) -> BreakerSnapshot:
         """The circuit as it is now."""
@@ -277,11 +266,12 @@ class CircuitBreaker:
         state = self._at(now)
         calls = failures = slow = 0
         known = False
-        if type(state) is Closed or type(state) is HalfOpen:
-            window = state.window
+        counted = state if type(state) is HalfOpen else self._closed
+        if counted is not None:
+            window = counted.window
             window.advance(now)
             calls, failures, slow = window.calls, window.failures, window.slow
-            known = calls >= self._least(state)
+            known = calls >= self._least(counted)
         return BreakerSnapshot(
             state=state.name,
             enforced=self._policy.enforce,
@@ -292,6 +282,7 @@ class CircuitBreaker:
             slow=slow,
             rejected=state.rejected,
             open_until=state.until if type(state) is Open else None,
+            held_until=self._held_until if self._held(now) else None,
         )
 
     # -- what is due
@@ -304,10 +295,20 @@ class CircuitBreaker:
             if type(state) is not HalfOpen:
                 self._half_open(state, due)  # type: ignore[arg-type]  # no other state ends by itself
             elif self._ends_well(state):
-                self._become(Closed(self._new_window(due)), due)
+                self._become(self._closed_anew(due, ramping=True), due)
             else:
                 self._skip_idle_rounds(self._open(due, state.in_a_row + 1), now)
+        if type(self._state) is Guarded:
+            self._stand_down(self._state, now)
         return self._state
+
+    def _stand_down(self, state: Guarded, now: float) -> None:
+        """A guard goes when there is nothing left to guard."""
+        policy = self._policy
+        if state.ramp is not None and state.ramp.is_over(now, policy.ramp_for):
+            state.ramp = None
+        if state.ramp is None and policy.min_callers == 1 and not self._held(now):
+            self._state = state.closed
 
     def _ends_at(self) -> float:
         """When the state ends by itself; inf if it does not."""
@@ -326,58 +327,133 @@ class CircuitBreaker:
         state.in_a_row += rounds
 
     def _ends_well(self, state: HalfOpen) -> bool:
-        return (state.seen_alive and not state.window.failures) or self._policy.after_max_half_open == "closed"
+        if self._policy.after_max_half_open == "closed":
+            return True
+        if state.seen_alive and state.window.failures <= state.left_out:
+            return True
+        # One probe a caller: where few call, too few verdicts are no sign of illness.
+        return state.all_have_answered() and self._judged(state, 1) is True
 
     # -- who is let in
 
-    def _enter_slowly(self, now: float) -> State:
+    @property
+    def _closed(self) -> Closed | None:
+        """The closed state, whatever stands in front of it."""
+        state = self._state
+        if type(state) is Guarded:
+            return state.closed
+        return state if type(state) is Closed else None
+
+    def _held(self, now: float) -> bool:
+        return now - self._held_until <= HALF_MICROSECOND
+
+    def _release(self) -> None:
+        self._held_until = -inf
+        self._wishes = Wishes()
+
+    def _enter_slowly(self, now: float, caller: Hashable) -> State:
         state = self._at(now)
         if type(state) is Open and now - state.until > HALF_MICROSECOND:
             self._half_open(state, now)
             state = self._state  # whoever heard of the change may have changed it again
-        if type(state) is HalfOpen and state.probes_left > 0:
-            state.probes_left -= 1
-            return state
-        if type(state) is Closed:
-            return state
+        if not self._shut(state, now, caller):
+            if type(state) is HalfOpen:
+                return state.take_probe(caller)
+            if type(state) is not Guarded:
+                return state
+            if state.ramp is not None:
+                state.ramp.let_in(now, self._policy.ramp_for)
+            return state.closed
         if self._refuses(state):
-            raise self.refusal()
+            raise self._refusal(now)
         state.rejected += 1
         return UNCOUNTED
 
-    def _leave_slowly(self, state: State, now: float, failed: bool | None, slow: bool) -> None:  # noqa: FBT001 - private
-        if state is not self._at(now) or type(state) is not HalfOpen:  # half-open may just have ended
-            return
-        if failed is None:
-            state.probes_left += 1
-        else:
-            state.window.record(now, failed, slow)
-            self._decide(state, now)
+    def _leave_slowly(
+        self,
+        state: State,
+        now: float,
+        failed: bool | None,  # noqa: FBT001 - as `leave`
+        slow: bool,  # noqa: FBT001
+        caller: Hashable,
+    ) -> None:
+        current = self._at(now)  # half-open may just have ended
+        if type(state) is HalfOpen and state is current:
+            if failed is None:
+                state.give_back(caller)
+            else:
+                state.window.record(now, failed, slow)
+                self._decide_half_open(state, now)
+        elif type(state) is Closed and state is self._closed and failed is not None:
+            window = state.window
+            if isinstance(window, CallerWindow):
+                window.record(now, failed, slow, caller)
+            else:
+                window.record(now, failed, slow)
+            if window.bad:
+                self._decide(state, now)
 
-    @staticmethod
-    def _shut(state: State, now: float) -> bool:
+    def _shut(self, state: State, now: float, caller: Hashable) -> bool:
+        """Whether this caller is not let in. In a ramp it has asked then."""
+        if type(state) is Guarded:
+            ramp = state.ramp
+            return self._held(now) or (ramp is not None and ramp.refuses(now, self._policy.ramp_for))
         if type(state) is Open:
             return now - state.until <= HALF_MICROSECOND
-        return type(state) is Isolated or (type(state) is HalfOpen and state.probes_left <= 0)
+        if type(state) is HalfOpen:
+            return self._held(now) or not state.has_room_for(caller)
+        return type(state) is Isolated
 
     def _refuses(self, state: State) -> bool:
         return self._policy.enforce or type(state) is Isolated
 
+    def _refusal(self, now: float) -> CircuitOpen:
+        state = self._state
+        state.rejected += 1
+        if type(state) is Open:
+            return refused("the circuit is open", max(0.0, state.until - self.clock()))
+        if type(state) is not Isolated and self._held(now):
+            return refused("the upstream asked to be left alone", max(0.0, self._held_until - self.clock()))
+        if type(state) is Guarded:
+            return refused("the circuit lets in more and more", 0.0)
+        if type(state) is HalfOpen:
+            return refused("the circuit is half-open", 0.0)
+        return refused(f"the circuit is {state.name}", None)
+
     # -- what a verdict changes
 
-    def _decide(self, state: Closed | HalfOpen, now: float) -> None:
+    def _decide(self, state: Closed, now: float) -> None:
         window, policy = state.window, self._policy
-        if window.calls < self._least(state):
+        least = self._least(state)
+        if window.calls < least:
             return
         failed, slow = window.failures / window.calls, window.slow / window.calls
         if failed >= policy.failure_rate * ALMOST_ONE or slow >= policy.slow_rate * ALMOST_ONE:
-            self._open(now, state.in_a_row + 1 if type(state) is HalfOpen else 1)
-        elif type(state) is HalfOpen:
-            self._become(Closed(self._new_window(now)), now)
+            if isinstance(window, CallerWindow) and self._is_of_few(window, least):
+                return
+            self._open(now, 1)
+
+    def _is_of_few(self, window: CallerWindow, least: float) -> bool:
+        """Whether no rate is reached without the worst few callers."""
+        policy, few = self._policy, int(self._policy.min_callers) - 1
+        return not (
+            window.stands("failures", policy.failure_rate, least, few)
+            or window.stands("slow", policy.slow_rate, least, few)
+        )
+
+    def _decide_half_open(self, state: HalfOpen, now: float) -> None:
+        well = self._judged(state, self._least(state))
+        if well:
+            self._become(self._closed_anew(now, ramping=True), now)
+        elif well is not None:
+            self._open(now, state.in_a_row + 1)
+
+    def _judged(self, state: HalfOpen, least: float) -> bool | None:
+        return state.judge(self._policy.failure_rate, self._policy.slow_rate, least)
 
     def _least(self, state: Closed | HalfOpen) -> float:
         """How many calls it takes to know a rate."""
-        size = state.window.size if type(state) is HalfOpen else self._policy.window_calls
+        size = state.probes if type(state) is HalfOpen else self._policy.window_calls
         return self._policy.min_calls if size is None else min(self._policy.min_calls, size)
 
     def _opening(self, in_a_row: int) -> float:
@@ -394,11 +470,12 @@ class CircuitBreaker:
         wait = self._opening(in_a_row)
         if self._policy.open_jitter:
             wait *= 1 + self._policy.open_jitter * self._random()
-        return self._become(Open(now + wait, in_a_row), now)
+        return self._become(Open(max(now + wait, self._held_until), in_a_row), now)
 
     def _half_open(self, state: Open, now: float) -> HalfOpen:
         policy = self._policy
-        return self._become(HalfOpen(int(policy.probes), now + policy.max_half_open, state.in_a_row), now)
+        ends_at, left_out = now + policy.max_half_open, int(policy.min_callers) - 1
+        return self._become(HalfOpen(int(policy.probes), ends_at, state.in_a_row, left_out), now)
 
     def _become(self, state: S, at: float) -> S:
         before, self._state = self._state, state
@@ -406,13 +483,32 @@ class CircuitBreaker:
             self._on_change(before.name, state.name, at)
         return state
 
-    def _new_window(self, now: float) -> Window:
-        policy = self._policy
-        if policy.window_calls is not None:
-            return CountWindow(int(policy.window_calls))
-        return TimeWindow(int(policy.window_for or 1), now)
+    def _closed_anew(self, now: float, *, ramping: bool = False) -> Closed | Guarded:
+        closed = Closed(self._new_window(now))
+        ramp = Ramp(max(now, self._held_until)) if ramping and self._policy.ramp_for else None
+        simply = ramp is None and self._policy.min_callers == 1 and not self._held(now)
+        return closed if simply else Guarded(closed, ramp)
+
+    def _new_window(self, now: float) -> TimeWindow | CountWindow | CallerTimeWindow | CallerCountWindow:
+        seconds, calls, tell_apart = window_of(self._policy)
+        if calls is not None:
+            return CallerCountWindow(int(calls)) if tell_apart else CountWindow(int(calls))
+        seconds = int(seconds or 1)
+        return CallerTimeWindow(seconds, now) if tell_apart else TimeWindow(seconds, now)
 
     def _use(self, policy: BreakerPolicy) -> None:
         self._policy = policy
         self.slow_after = inf if policy.slow_after is None else policy.slow_after
         self.slow_beyond = self.slow_after + HALF_MICROSECOND
+
+
+def window_of(policy: BreakerPolicy) -> tuple[float | None, int | None, bool]:
+    """What kind of window a policy asks for: seconds or calls, and whether callers are told apart."""
+    return policy.window_for, policy.window_calls, policy.min_callers > 1
+
+
+def refused(message: str, retry_after: float | None) -> CircuitOpen:
+    """The error for a caller who is not admitted."""
+    error = CircuitOpen(message)
+    error.retry_after = retry_after
+    return error

@@ -11,6 +11,9 @@ from typing import Protocol
 
 from gateway.context import HALF_MICROSECOND
 
+ALMOST_ONE = 1 - 1e-9
+"""Shares this near are equal: a threshold of 35.2 / 100 is, as a float, above the 44 failures of 125 that it means."""
+
 
 class Window(Protocol):
     """Calls, failures and slow calls of late; `bad` is false as long as there is nothing to decide about."""
@@ -41,7 +44,7 @@ class Bucket:
 class TimeWindow:
     """The last `seconds` seconds."""
 
-    __slots__ = ("_buckets", "_current", "_second", "_second_ends", "bad", "calls", "failures", "slow")
+    __slots__ = ("_buckets", "_current", "_second_ends", "bad", "calls", "failures", "second", "slow")
 
     def __init__(self, seconds: int, now: float) -> None:
         self._buckets = [Bucket() for _ in range(seconds)]
@@ -66,9 +69,9 @@ class TimeWindow:
     def advance(self, now: float) -> None:
         """Forget the seconds that have left the window. A clock that went back stays in the newest second."""
         second, size = floor(now + HALF_MICROSECOND), len(self._buckets)
-        if second <= self._second:
+        if second <= self.second:
             return
-        for passed in range(self._second + 1, min(second, self._second + size) + 1):  # after long idling: each once
+        for passed in range(self.second + 1, min(second, self.second + size) + 1):  # after long idling: each once
             old = self._buckets[passed % size]
             self.calls -= old.calls
             self.failures -= old.failures
@@ -78,7 +81,7 @@ class TimeWindow:
         self._enter(second)
 
     def _enter(self, second: int) -> None:
-        self._second = second
+        self.second = second  # the newest, as a whole number of the clock's
         self._second_ends = second + 1 - HALF_MICROSECOND
         self._current = self._buckets[second % len(self._buckets)]
 
@@ -98,6 +101,11 @@ class CountWindow:
     def size(self) -> int:
         """How many calls it holds when full."""
         return len(self._ring)
+
+    @property
+    def oldest(self) -> int:
+        """The verdict that the next one takes the place of: bit 0 failed, bit 1 slow."""
+        return self._ring[self._next]
 
     def record(self, now: float, failed: bool, slow: bool) -> None:  # noqa: ARG002, FBT001 - as Window says
         """One more call, that ended now."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from gateway.breaker import HalfOpen
 from gateway.registry import Gateway
+from gateway.states import HalfOpen
 from gateway.upstream import Upstream
 
 
