@@ -605,12 +605,13 @@ def test_no_more_wishes_are_kept_than_it_takes():
 
 
 PER_SECOND = 10_000  # of the attacker; the others make 500, and 1 % of these fail
+IN_THE_SMALL = 1000  # where it is the shares that matter
 
 
 class Crowd:
     """Healthy callers and an attacker, a tenth of a second at a time."""
 
-    def __init__(self, breaker, clock, random, attack=PER_SECOND, healthy=500, callers=50):
+    def __init__(self, breaker, clock, random, attack=IN_THE_SMALL, healthy=500, callers=50):
         self.breaker, self.clock, self.random = breaker, clock, random
         self.attack, self.healthy, self.callers = attack, healthy, callers
         self.errors = 0.01
@@ -642,18 +643,18 @@ POLICIES = pytest.mark.parametrize(
 
 @POLICIES
 def test_s23_the_circuit_stays_closed(clock, policy):
-    crowd = Crowd(breaker_of(clock, policy), clock, Random(1))
+    crowd = Crowd(breaker_of(clock, policy), clock, Random(1), attack=PER_SECOND)
 
-    seen, _ = crowd.until(20.0)
+    seen, _ = crowd.until(12.0)
 
     assert seen == {"closed"}
-    assert crowd.breaker.snapshot().failure_rate > 0.7
+    assert crowd.breaker.snapshot().failure_rate > 0.9
 
 
 def test_s23_without_it_the_attacker_closes_the_upstream_for_all(clock):
     crowd = Crowd(breaker_of(clock, BreakerPolicy()), clock, Random(1))
 
-    seen, _ = crowd.until(20.0)
+    seen, _ = crowd.until(5.0)
 
     assert "open" in seen
 
@@ -672,7 +673,7 @@ def test_s23_from_half_open_it_closes_whoever_fails_at_it(clock, seed):
 
 
 @POLICIES
-@pytest.mark.parametrize("attack", [0, PER_SECOND])
+@pytest.mark.parametrize("attack", [0, IN_THE_SMALL, PER_SECOND // 2])
 def test_s23_a_real_outage_opens_it_within_a_window_and_a_second(clock, policy, attack):
     crowd = Crowd(breaker_of(clock, policy), clock, Random(2), attack=attack)
     crowd.until(12.0)
