@@ -464,13 +464,72 @@ def test_the_caller_with_most_bad_calls_is_never_lost(make):
 def test_of_callers_equally_bad_the_busy_ones_are_kept(make):
     window = make()
     window.record(0.0, True, False, "ill")
+    for caller in range(200):
+        window.record(0.0, False, False, caller)
     for _ in range(600):
         window.record(0.0, False, False, "busy")
 
-    for caller in range(299):
+    for caller in range(200, 299):
         window.record(0.0, False, False, caller)
 
     assert not window.stands("failures", 0.001, 310, 1)
+
+
+@WINDOWS
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_caller_with_one_bad_call_is_kept_before_busy_ones_with_none(make, slow):
+    window = make()
+    for caller in range(200):
+        window.record(0.0, False, False, caller)
+        window.record(0.0, False, False, caller)
+    window.record(0.0, not slow, slow, "ill")
+
+    for caller in range(200, 400):
+        window.record(0.0, False, False, caller)
+        window.record(0.0, False, False, caller)
+
+    assert not window.stands("slow" if slow else "failures", 0.0001, 1, 1)
+
+
+def test_the_share_of_the_rest_is_told_with_the_same_care():
+    window = CallerTimeWindow(1, 0.0)
+    for call in range(125):
+        window.record(0.0, call < 44, False, "all the others")
+    for _ in range(126):
+        window.record(0.0, True, False, "ada")
+
+    assert 44 / 125 < 35.2 / 100
+    assert window.stands("failures", 35.2 / 100, 10, 1)
+
+
+def test_a_culprit_who_was_lost_is_none_any_more():
+    window = CallerTimeWindow(1, 0.0)
+    for _ in range(2):
+        window.record(0.5, True, False, "ada")
+    assert not window.stands("failures", 0.5, 1, 1)
+    for caller in range(400):
+        for _ in range(3):
+            window.record(0.5, True, False, caller)
+
+    for caller in ("bob", "cyd"):
+        window.record(1.5, True, False, caller)
+
+    assert window.stands("failures", 0.5, 1, 1)
+
+
+def test_a_caller_who_was_lost_and_came_again_is_told_apart_from_then_on():
+    window = CallerCountWindow(1000)
+    window.record(0, True, False, "ada")
+    for caller in range(300):
+        for _ in range(2):
+            window.record(0, True, False, caller)
+    for _ in range(3):
+        window.record(0, True, False, "ada")
+
+    for _ in range(400):  # what she was lost with leaves
+        window.record(0, False, False, "bob")
+
+    assert window._wholes["ada"].calls == 3
 
 
 def test_what_was_lost_is_forgotten_in_time_and_may_come_again():
