@@ -374,6 +374,7 @@ SNAPSHOTS = {
     gateway.BulkheadSnapshot: ["limit", "in_use", "waiting", "abandoned", "rejected", "peak"],
     gateway.BreakerSnapshot: [
         *("state", "enforced", "failure_rate", "slow_rate", "calls", "failures", "slow", "rejected", "open_until"),
+        "held_until",
     ],
     gateway.LatencySnapshot: ["count", "mean", "p50", "p90", "p99", "max"],
     gateway.Counts: [

@@ -395,6 +395,20 @@ def test_a_window_that_begins_or_ends_to_tell_callers_apart_starts_empty(clock, 
     assert state_of(breaker) == ("open" if after == 1 else "closed")
 
 
+def test_callers_are_told_apart_from_the_moment_it_is_asked_for(clock):
+    breaker = breaker_of(clock, replace(TWO, min_callers=1))
+    permit = breaker.admit("ada")
+
+    breaker.policy = TWO
+    permit.failed()
+    asked(breaker, "ada", failed=True, times=4)
+    before = state_of(breaker)
+    asked(breaker, "bob", failed=True, times=4)
+
+    assert before == "closed"
+    assert state_of(breaker) == "open"
+
+
 def test_a_verdict_in_flight_counts_though_callers_are_told_apart_no_more(clock):
     breaker = breaker_of(clock)
     permit = breaker.admit("ada")

@@ -593,4 +593,7 @@ def test_at_rest_is_closed_and_neither_held_nor_ramping(clock, policy):
 
     assert (at_first, held, breaker.at_rest) == (True, False, True)
     assert not opened(clock, PLAIN).at_rest
-    assert not ramping(clock).at_rest
+    ramp = ramping(clock)
+    assert not ramp.at_rest
+    clock.wait(10.0)
+    assert ramp.at_rest
