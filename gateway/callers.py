@@ -32,6 +32,11 @@ class Tally:
         self.calls = self.failures = self.slow = 0
 
 
+def calls_of(tally: Tally) -> float:
+    """How many calls a caller made."""
+    return tally.calls
+
+
 class Share(Tally):
     """Those of one second, and the `whole` that they are part of."""
 
@@ -93,9 +98,8 @@ class CallerWindow:
             return number - share * tally.calls
 
         wholes = self._wholes.values()
-        worst = [tally for tally in nlargest(left_out, wholes, excess) if excess(tally) > 0]
-        busiest = nlargest(left_out, wholes, lambda tally: tally.calls)
-        for culprits in (tuple(worst), tuple(busiest)):
+        for measure in (excess, calls_of):
+            culprits = tuple(nlargest(left_out, wholes, measure))
             if not self._reached(bad, share, least, culprits):
                 self._culprits[bad] = culprits
                 return False

@@ -135,15 +135,15 @@ class HalfOpen:
 
     def judge(self, failure_rate: float, slow_rate: float, least: float) -> bool | None:
         """Whether the upstream is well; None while fewer verdicts than `least` are left when the worst are left out."""
-        window, known = self.window, True
+        window = self.window
         for bad, rate in ((window.failures, failure_rate), (window.slow, slow_rate)):
             left_out = min(bad, self.left_out)
             rest = window.calls - left_out
             if rest < least:
-                known = False
-            elif (bad - left_out) / rest >= rate * ALMOST_ONE:
+                return None
+            if (bad - left_out) / rest >= rate * ALMOST_ONE:
                 return False
-        return True if known else None
+        return True
 
     def all_have_answered(self) -> bool:
         """Whether callers are told apart, and no probe is out."""

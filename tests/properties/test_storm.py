@@ -41,7 +41,7 @@ from gateway import (
     TimeoutPolicy,
     Upstream,
 )
-from gateway.breaker import HalfOpen
+from gateway.states import HalfOpen
 from gateway.testing import VirtualTimeLoop
 from tests.support import Boom, assert_all_gone, ended
 
