@@ -62,6 +62,14 @@ class Ambient(Struct, eq=False):
 AMBIENT: ContextVar[Ambient | None] = ContextVar("gateway", default=None)
 
 
+def translate(clock: Clock) -> None:
+    """Tell the ambient deadline by this clock, where another one told it: the same seconds from now."""
+    ambient = AMBIENT.get()
+    if ambient is not None and ambient.world.clock != clock and ambient.at != inf:
+        left = ambient.at - ambient.world.clock()
+        AMBIENT.set(Ambient(clock() + left, Deadline(clock() + left, clock, ambient.world.gateway)))
+
+
 def leave(token: Token[Ambient | None]) -> None:
     """Put back what was ambient before."""
     with suppress(ValueError):  # a coroutine that is thrown away ends in a context that is not its own
