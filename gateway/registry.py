@@ -256,7 +256,7 @@ class Gateway:
         """Start a loop in a thread, once however many ask for it, and wait until it is open."""
         with self._opening:
             background = self._background
-            if background is None or background.ended:
+            if background is None or background.ended or background.error is not None:
                 background = Background(self._open_unless_closed)
                 background.start()
                 self._background = background
