@@ -123,7 +123,7 @@ class Visit(Generic[T]):
             try:
                 self._loop.call_soon_threadsafe(self._begin)
             except RuntimeError:  # the loop is closed
-                gone = self._gone("was closed")
+                gone = self._gone()
             while gone is None and not self._over.acquire(timeout=max(0.0, min(LOOK_EVERY, over_at - monotonic()))):
                 gone = self._look(over_at)
         except BaseException:  # a KeyboardInterrupt: a signal came while it waited
@@ -143,21 +143,20 @@ class Visit(Generic[T]):
         """Why it makes no sense to go on waiting."""
         if EXIT.is_set() and self._is_daemons():
             return None
-        if self._loop.is_closed():
-            return self._gone("was closed")
         self._missed = 0 if self._loop.is_running() else self._missed + 1
         if self._missed > 1:  # once is no evidence: it may be between two `run_until_complete`
-            return self._gone("does not run")
+            return self._gone()
         if monotonic() < over_at:
             return None
         self._forgotten = True
         self.cancel()
         return TimeoutError()
 
-    def _gone(self, why: str) -> BaseException:
+    def _gone(self) -> BaseException:
         """The error for a loop that is gone. If it ever runs again, it finds the call cancelled."""
         self._forgotten = True
         self.cancel()
+        why = "was closed" if self._loop.is_closed() else "does not run"
         if self._task is None:
             return GatewayClosed(f"nothing was sent: the event loop of the gateway {why}")
         return CancelledError(f"the event loop of the gateway {why} under the call")

@@ -110,6 +110,8 @@ class ThreadPool:
                 if job.inner is not None:
                     job.inner.cancel()
                 self._bulkhead.keep()
+            else:  # the error's traceback leads to the job: a circle that only the garbage collector would undo
+                job.future = None  # type: ignore[assignment]  # nobody looks at it again
             raise
 
     def dismiss(self) -> None:
@@ -162,11 +164,12 @@ class ThreadPool:
             if job.left:
                 self._bulkhead.work_ended()
             elif job.future.cancelled():
-                continue  # in this tick: the caller has not run yet, holds its place still, and gives it back itself
+                pass  # in this tick: the caller has not run yet, holds its place still, and gives it back itself
             elif job.error is not None:
                 job.future.set_exception(job.error)
             else:
                 job.future.set_result(job.value)
+            job.error = None  # as above: no circles
         while self._staying > max(self._busy, self._bulkhead.policy.limit):  # the pool was made smaller
             self._staying -= 1
             self._jobs.put(None)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import time
+import warnings
 from asyncio import AbstractEventLoop, CancelledError
 from collections.abc import Callable, Coroutine
 from threading import Thread
@@ -77,13 +80,17 @@ async def test_a_task_that_cannot_be_made_is_the_threads_error_and_leaves_no_cor
     finally:
         loop.set_task_factory(None)
 
-    assert type(ends[0]) is Boom
+    assert type(ends.pop()) is Boom
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        gc.collect()
+    assert not warned
 
 
 @pytest.mark.asyncio
 async def test_a_cancel_that_comes_first_lets_nothing_begin() -> None:
     asked = []
-    visit = Visit(asyncio.get_running_loop(), lambda: asked.append(1) or well())
+    visit = Visit(asyncio.get_running_loop(), lambda: asked.append(1) or well(), lambda: asked.append(0))
 
     visit.cancel()
     thread, ends = end_of(visit)
@@ -154,6 +161,19 @@ async def test_patience_may_end_first_and_the_call_is_cancelled() -> None:
     await over.wait()
 
     assert type(ends[0]) is TimeoutError
+
+
+def test_a_loop_that_stands_still_between_two_runs_is_waited_for() -> None:
+    loop = asyncio.new_event_loop()
+    visit = Visit(loop, well)
+
+    thread, ends = end_of(visit)
+    while not visit._missed:
+        time.sleep(0.001)
+    loop.run_until_complete(joined(thread))
+    loop.close()
+
+    assert ends == ["well"]
 
 
 @pytest.mark.asyncio
