@@ -90,6 +90,15 @@ def tries_under(ambient: Ambient | None) -> Tries | None:
     return ambient.tries
 
 
+def translate(clock: Clock) -> None:
+    """Tell the ambient deadline by this clock, where another one told it: the same seconds from now."""
+    ambient = AMBIENT.get()
+    if ambient is not None and ambient.world.clock != clock and ambient.at != inf:
+        left = ambient.at - ambient.world.clock()
+        world = Deadline(clock() + left, clock, ambient.world.gateway)
+        AMBIENT.set(Ambient(world.at, world, tries_under(ambient)))
+
+
 def leave(token: Token[Ambient | None]) -> None:
     """Put back what was ambient before."""
     with suppress(ValueError):  # a coroutine that is thrown away ends in a context that is not its own

@@ -22,6 +22,7 @@ from fallbacks.chain import Fallback, told
 from fallbacks.last_good import LastGood
 from fallbacks.tiers import Alternate, Static, handler
 from gateway.arguments import Arguments, Keys, Namer, namer
+from gateway.blocking import Visit, refuse_on_a_loop
 from gateway.call import Call, Circuit
 from gateway.circuits import Asked
 from gateway.context import AMBIENT, HALF_MICROSECOND, Deadline, Tries, leave, tries_under
@@ -34,6 +35,7 @@ from gateway.outcome import (
     DeadlineExceeded,
     Failed,
     FailedTimeout,
+    GatewayClosed,
     GatewayError,
     NotSent,
     Outcome,
@@ -46,6 +48,8 @@ from gateway.outcome import (
 from gateway.policy import Policy, TimeoutPolicy
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
     from gateway.breaker import CircuitBreaker, State
     from gateway.bulkhead import Bulkhead
     from gateway.circuits import Circuits
@@ -100,6 +104,14 @@ class Host(Protocol):
 
     def may_retry(self) -> bool:
         """Whether the retry budget grants one more; it is then spent."""
+        ...
+
+    def loop_elsewhere(self, operation: str) -> AbstractEventLoop:
+        """The loop the gateway is open on, for a thread that runs none; raises if there is none, or cannot be."""
+        ...
+
+    def enter(self, operation: str) -> None:
+        """Let in a call from another thread, on the loop; raises if it cannot be."""
         ...
 
 
@@ -508,6 +520,29 @@ class Operation(Generic[P, T]):
         """The bare value of `ask`."""
         return (await self.ask(*args, **kwargs)).value
 
+    def call_blocking(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """The bare value, in a thread that waits for it; deadline and cancellation are those of any call.
+
+        The call runs on the loop that the gateway is open on; where it is open on none, on one in a background thread,
+        until `close_blocking()` (or the end of `with gate:`, or of the program). It gets a copy of the thread's
+        context, the ambient Deadline too. Raises what `await` would; CancelledError if the call was cancelled: by
+        `close()`, or because the thread works for a caller who has left; WrongLoop, at once, in a thread that runs an
+        event loop itself. An interrupt (Ctrl-C) cancels the call.
+        """
+        return self.ask_blocking(*args, **kwargs).value
+
+    def ask_blocking(self, *args: P.args, **kwargs: P.kwargs) -> Answer[T]:
+        """The answer, as `ask`, in a thread that waits for it: see `call_blocking`."""
+        upstream, name = self.upstream, self.name
+        here = f"{upstream.name}.{name}"
+        refuse_on_a_loop(here, f"await it, or use `await asyncio.to_thread({name}.call_blocking, ...)`")
+        loop = upstream.loop_elsewhere(name)
+        try:
+            return Visit(loop, partial(self.ask, *args, **kwargs), partial(upstream.enter, name)).wait()
+        except GatewayClosed as closed:
+            closed.upstream, closed.operation = upstream.name, name
+            raise
+
     def __set_name__(self, owner: type, name: str) -> None:
         self._keys.method = True
 
@@ -640,6 +675,14 @@ class BoundOperation(Generic[P, T]):
     def ask(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Answer[T]]:
         """The answer, as `Operation.ask`."""
         return self._operation.ask(self._instance, *args, **kwargs)
+
+    def call_blocking(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """The bare value, as `Operation.call_blocking`."""
+        return self._operation.ask_blocking(self._instance, *args, **kwargs).value
+
+    def ask_blocking(self, *args: P.args, **kwargs: P.kwargs) -> Answer[T]:
+        """The answer, as `Operation.ask_blocking`."""
+        return self._operation.ask_blocking(self._instance, *args, **kwargs)
 
     @property
     def operation(self) -> Operation[Any, T]:

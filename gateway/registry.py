@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from asyncio import AbstractEventLoop, Event, Future, Task, current_task, get_running_loop, sleep, timeout
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from threading import Thread
+from functools import partial
+from math import inf
+from threading import Lock, Thread
 from time import monotonic
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
+from weakref import WeakSet
 
 from fallbacks.last_good import LastGood
 from gateway import events
+from gateway.background import Background
+from gateway.blocking import EXIT, Visit, refuse_on_a_loop
 from gateway.bulkhead import Bulkhead
 from gateway.config.document import key_of
 from gateway.config.policies import ROOT, UNSHOWN, Policies, alike, told
@@ -48,6 +54,9 @@ class Gateway:
     Registering needs no event loop. It opens by `async with`, by `open()` or on first use, and belongs to one running
     loop at a time; on another loop, while the first is open, calls raise WrongLoop. After `close()` only `open()` or
     `async with` opens it again; if its loop was closed under it, the next use does.
+
+    A program that is not async calls `operation.call_blocking(...)`: with no loop to be open on, it opens on one of its
+    own, in a background thread. `with gate:` opens and closes that.
     """
 
     def __init__(self) -> None:
@@ -139,6 +148,10 @@ class Gateway:
         for name, policy in wanted.items():
             if name in before:
                 log.info("%s: %s", name, told(before[name], policy, hidden=read.hidden.get(name, frozenset())))
+        self._opening = Lock()  # first uses in several threads
+        self._background: Background | None = None
+        self._of_the_parent: object = None
+        GATEWAYS.add(self)
 
     # -- upstreams
 
@@ -249,6 +262,7 @@ class Gateway:
             finally:
                 if self._closing is closing:  # else this loop died meanwhile, and it is open on another
                     self._loop = self._closing = None
+                    self._stop_background()
                 closing.set()
         return stuck
 
@@ -259,6 +273,50 @@ class Gateway:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    # -- opening and closing where no loop runs
+
+    def open_blocking(self) -> None:
+        """Open on a loop in a background thread; nothing happens if it is open there already. Raises WrongLoop."""
+        refuse_on_a_loop("open_blocking()", "use `await gate.open()`")
+        if self._is_open() and not self._is_in_background():
+            raise self._wrong_loop()
+        if self._closing is not None and self._background is not None:
+            self._background.join(inf)
+        self._closed = False
+        self._open_in_background()
+
+    def close_blocking(self, *, drain_for: float = 5.0, join_for: float = 5.0) -> tuple[str, ...]:
+        """As `close()`, for a gateway that is open in the background; the thread of its loop is joined, too.
+
+        Raises WrongLoop if it is open on another loop: close it there.
+        """
+        refuse_on_a_loop("close_blocking()", "use `await gate.close()`")
+        loop, background = self._loop, self._background
+        if loop is None or loop.is_closed():
+            self._stop_watching()
+            self._closed, self._loop = True, None
+            return ()
+        if background is None or not self._is_in_background():
+            raise self._wrong_loop()
+        close = partial(self.close, drain_for=drain_for, join_for=join_for)
+        try:
+            stuck = Visit(loop, close).wait(drain_for + 3 * join_for + 1.0)  # calls, memories and threads: each as long
+        except GatewayClosed:  # another thread was first
+            stuck = ()
+        except TimeoutError:  # a function holds the loop up: leave it alone with that
+            stuck = ()
+            self._stop_watching()
+            self._closed, self._loop, self._closing = True, None, None
+            self._stop_background()
+        return stuck + background.join(join_for)
+
+    def __enter__(self) -> Self:
+        self.open_blocking()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close_blocking()
+
     # -- what its upstreams ask of it
 
     def enter(self, upstream: str, operation: str) -> None:
@@ -268,10 +326,18 @@ class Gateway:
             if ambient is not None and ambient.world.gateway is self:
                 return  # a call in flight may still make the calls it needs to finish
         if self._closed:
-            closed = GatewayClosed("the gateway is closed; open() or `async with` opens it again")
-            closed.upstream, closed.operation = upstream, operation
-            raise closed
+            raise closed_to(upstream, operation)
         self._open_here()
+
+    def loop_elsewhere(self, upstream: str, operation: str) -> AbstractEventLoop:
+        """The loop it is open on, in another thread; starts one in the background if there is none."""
+        loop = self._loop
+        while loop is None or loop.is_closed():
+            if self._closed:
+                raise closed_to(upstream, operation)
+            self._open_in_background()
+            loop = self._loop
+        return loop
 
     def workers(self, name: str, bulkhead: Bulkhead, loop: AbstractEventLoop) -> Workers:
         """Threads for an upstream."""
@@ -289,14 +355,60 @@ class Gateway:
         loop = get_running_loop()
         if self._loop is loop:
             return
-        if self._loop is not None and not self._loop.is_closed():
-            raise self._wrong_loop()
-        self._loop, self._closing = loop, None
-        clock = clock_of(loop)
+        with self._opening:  # of two loops in two threads, one is first
+            if self._is_open():
+                raise self._wrong_loop()
+            self._loop, self._closing = loop, None
+            clock = clock_of(loop)
+            for upstream in self:
+                upstream.bind(loop, clock)
+            if self._watch is not None:
+                self._watch.start(loop)
+
+    def _is_open(self) -> bool:
+        return self._loop is not None and not self._loop.is_closed()
+
+    def _is_in_background(self) -> bool:
+        return self._background is not None and self._background.loop is self._loop
+
+    def _open_in_background(self) -> None:
+        """Start a loop in a thread, once however many ask for it, and wait until it is open."""
+        with self._opening:
+            background = self._background
+            if background is None or background.ended or background.error is not None:
+                background = Background(self._open_unless_closed)
+                background.start()
+                self._background = background
+                atexit.register(self._close_at_exit)
+        background.wait()
+        if background.error is not None and not isinstance(background.error, (WrongLoop, GatewayClosed)):
+            raise RuntimeError("the gateway could not be opened in the background") from background.error
+
+    async def _open_unless_closed(self) -> None:
+        if self._closed:
+            raise closed_to("", "")
+        self._open_here()
+
+    def _stop_background(self) -> None:
+        background, self._background = self._background, None
+        if background is not None:
+            background.stop()
+            atexit.unregister(self._close_at_exit)
+
+    def _close_at_exit(self) -> None:
+        EXIT.set()
+        with suppress(Exception):
+            self.close_blocking(drain_for=0.0, join_for=0.5)
+
+    def forget_the_parents_loop(self) -> None:
+        """After a fork: no loop of the parent runs in the child, so be open on none."""
+        calls = [call for up in self for operation in up for call in operation.calls]
+        # Kept as it is: to close the loop, or to end its tasks, would reach into the parent's open files.
+        self._of_the_parent = (self._of_the_parent, self._loop, self._background, calls)
+        self._opening = Lock()
+        self._loop = self._closing = self._background = None
         for upstream in self:
-            upstream.bind(loop, clock)
-        if self._watch is not None:
-            self._watch.start(loop)
+            upstream.refuse()
 
     def _stop_watching(self) -> None:
         if self._watch is not None:
@@ -351,6 +463,27 @@ class Gateway:
             stuck = await in_thread_of_its_own(lambda: join_all(workers, patience))
         await sleep(0)  # what ended in the threads meanwhile is told in the loop's next turn
         return stuck
+
+
+GATEWAYS: WeakSet[Gateway] = WeakSet()
+"""All there are: a fork makes each of them forget its loop."""
+
+
+def forget_the_parents_loops() -> None:
+    """In the child, right after the fork, while it has only one thread."""
+    for gateway in GATEWAYS:
+        gateway.forget_the_parents_loop()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=forget_the_parents_loops)
+
+
+def closed_to(upstream: str, operation: str) -> GatewayClosed:
+    """The error for a call of a closed gateway."""
+    closed = GatewayClosed("the gateway is closed; open() or `async with` opens it again")
+    closed.upstream, closed.operation = upstream, operation
+    return closed
 
 
 async def in_thread_of_its_own(wait: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:

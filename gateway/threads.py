@@ -19,6 +19,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from gateway.blocking import HERE, Visit
 from gateway.bulkhead import Bulkhead
 from gateway.outcome import ConfigError, NotSent
 
@@ -35,6 +36,7 @@ class Job(Struct, eq=False):
     error: BaseException | None = None
     left: bool = False  # its caller has left, and the place is its own
     ended: bool = False  # and the loop has seen it
+    inner: Visit[Any] | None = None  # what the function waits for in `call_blocking`
 
     def run(self) -> None:
         """Call the function, unless its caller left before it began; in the thread."""
@@ -105,7 +107,11 @@ class ThreadPool:
         except BaseException:
             if not job.ended:  # the caller leaves; the thread goes on, and keeps the place
                 job.left = True
+                if job.inner is not None:
+                    job.inner.cancel()
                 self._bulkhead.keep()
+            else:  # the error's traceback leads to the job: a circle that only the garbage collector would undo
+                job.future = None  # type: ignore[assignment]  # nobody looks at it again
             raise
 
     def dismiss(self) -> None:
@@ -132,8 +138,12 @@ class ThreadPool:
         self._threads = [*(thread for thread in self._threads if thread.is_alive()), thread]
 
     def _work(self) -> None:
+        if self._hold is not None:
+            HERE.held = self._loop
         while (job := self._jobs.get()) is not None:
+            HERE.errand = job
             job.run()
+            HERE.errand = None
             self._done.append(job)  # first append, then look: see _collect
             del job
             if not self._wake_up_sent:
@@ -154,11 +164,12 @@ class ThreadPool:
             if job.left:
                 self._bulkhead.work_ended()
             elif job.future.cancelled():
-                continue  # in this tick: the caller has not run yet, holds its place still, and gives it back itself
+                pass  # in this tick: the caller has not run yet, holds its place still, and gives it back itself
             elif job.error is not None:
                 job.future.set_exception(job.error)
             else:
                 job.future.set_result(job.value)
+            job.error = None  # as above: no circles
         while self._staying > max(self._busy, self._bulkhead.policy.limit):  # the pool was made smaller
             self._staying -= 1
             self._jobs.put(None)

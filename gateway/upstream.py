@@ -28,12 +28,12 @@ from fallbacks.answer import Tier
 from gateway.breaker import BreakerSnapshot, CircuitBreaker, StateName
 from gateway.bulkhead import Bulkhead, BulkheadSnapshot
 from gateway.circuits import Circuits
-from gateway.context import Clock
+from gateway.context import Clock, translate
 from gateway.counts import Counts, Histogram, LatencySnapshot
 from gateway.events import CircuitChanged, Listeners
 from gateway.lane import Lane
 from gateway.operation import CircuitBy, Operation, OperationSnapshot
-from gateway.outcome import ConfigError, Outcome, UnknownName
+from gateway.outcome import ConfigError, Outcome, UnknownName, WrongLoop
 from gateway.policy import BudgetPolicy, Policy, TimeoutPolicy
 from gateway.retry import BudgetSnapshot, Retry, RetryBudget
 from gateway.slot import Block, Slot, checked, known_block
@@ -69,6 +69,10 @@ class Owner(Protocol):
 
     def enter(self, upstream: str, operation: str) -> None:
         """Be open on the running loop, or raise."""
+        ...
+
+    def loop_elsewhere(self, upstream: str, operation: str) -> AbstractEventLoop:
+        """The loop it is open on, in another thread; starts one in the background if there is none."""
         ...
 
     def workers(self, name: str, bulkhead: Bulkhead, loop: AbstractEventLoop) -> Workers:
@@ -418,6 +422,19 @@ class Upstream:
             msg = "operations are awaited inside a task"
             raise RuntimeError(msg)
         return task
+
+    def loop_elsewhere(self, operation: str) -> AbstractEventLoop:
+        """The loop the gateway is open on, for a thread that runs none; raises if there is none, or cannot be."""
+        loop = self.gateway.loop_elsewhere(self.name, operation)
+        if self.thread == get_ident() and not loop.is_running():
+            msg = "this thread's own event loop, on which the gateway is open, does not run; close the gateway there"
+            raise WrongLoop(msg)
+        return loop
+
+    def enter(self, operation: str) -> None:
+        """Let in a call from another thread, on the loop; raises what `task_here` would."""
+        self.gateway.enter(self.name, operation)
+        translate(self.clock)
 
     def lane(self, seconds: float, *, repeats: bool) -> Lane:
         """The lane for tries of this duration, of calls that are repeated or not."""

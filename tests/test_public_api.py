@@ -135,6 +135,8 @@ SIGNATURES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "Gateway.upstream": (Gateway.upstream, ["name"], {"policy": Policy()}),
     "Gateway.close": (Gateway.close, [], {"drain_for": 5.0, "join_for": 5.0}),
     "Gateway.open": (Gateway.open, [], {}),
+    "Gateway.close_blocking": (Gateway.close_blocking, [], {"drain_for": 5.0, "join_for": 5.0}),
+    "Gateway.open_blocking": (Gateway.open_blocking, [], {}),
     "Gateway.off": (Gateway.off, ["listener"], {}),
     "Gateway.snapshot": (Gateway.snapshot, [], {}),
     "Gateway.from_file": (Gateway.from_file, ["path"], {"check_every": 1.0, "on_hangup": True}),

@@ -10,10 +10,13 @@ import asyncio
 import selectors
 from asyncio import Future
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from math import ceil
 from time import monotonic
 from typing import ClassVar, TypeVar, TypeVarTuple, Unpack
+
+from gateway.blocking import HERE
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -55,8 +58,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._threads > 0
 
     def run_in_executor(self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts) -> Future[T]:
-        """As ever; the clock stands still meanwhile."""
-        future = super().run_in_executor(executor, func, *args)
+        """As ever; the clock stands still meanwhile, save while the function waits in `call_blocking`."""
+        if executor is None or isinstance(executor, ThreadPoolExecutor):  # else in another process
+            future = super().run_in_executor(executor, partial(holding, self, func, *args))
+        else:
+            future = super().run_in_executor(executor, func, *args)
         self.hold_clock(1)
         future.add_done_callback(lambda _: self.hold_clock(-1))
         return future
@@ -68,6 +74,15 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             await super().shutdown_default_executor()
         finally:
             self.hold_clock(-1)
+
+
+def holding(loop: VirtualTimeLoop, func: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
+    """Call the function in a thread for which the clock stands still."""
+    HERE.held = loop
+    try:
+        return func(*args)
+    finally:
+        HERE.held = None
 
 
 class JumpingSelector(selectors.DefaultSelector):

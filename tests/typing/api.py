@@ -110,6 +110,20 @@ async def calls() -> None:
     answer.value = []  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def from_threads() -> None:
+    assert_type(bare.call_blocking(1, deep=True), list[str])
+    assert_type(plain.call_blocking("alien"), bytes)
+    assert_type(declared.ask_blocking(1), Answer[list[str]])
+    assert_type(Movies().by_instance.call_blocking("alien", best=3), float)
+    assert_type(Movies().by_instance.ask_blocking("alien"), Answer[float])
+    bare.call_blocking("no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Movies().by_instance.call_blocking(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with gate as same:
+        assert_type(same, Gateway)
+    assert_type(gate.close_blocking(drain_for=1.0, join_for=1.0), tuple[str, ...])
+    gate.open_blocking()
+
+
 async def arguments_keep_their_types() -> None:
     await bare("no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await bare()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
