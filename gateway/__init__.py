@@ -6,7 +6,7 @@ from gateway.bulkhead import Bulkhead, BulkheadSnapshot
 from gateway.context import Deadline
 from gateway.counts import Counts, LatencySnapshot
 from gateway.events import AttemptFailed, CallFinished, CircuitChanged, Event
-from gateway.gather import gather
+from gateway.gathering import gather
 from gateway.operation import Operation, OperationSnapshot
 from gateway.outcome import (
     BulkheadFull,
