@@ -30,7 +30,7 @@ from gateway.outcome import (
 )
 from gateway.policy import BreakerPolicy, BudgetPolicy, BulkheadPolicy, Policy, RetryPolicy, TimeoutPolicy
 from gateway.registry import Gateway, GatewaySnapshot
-from gateway.retry import Retry
+from gateway.retry import BudgetSnapshot, Retry, RetryBudget
 from gateway.slot import Slot
 from gateway.upstream import Upstream, UpstreamSnapshot
 
@@ -41,6 +41,7 @@ __all__ = [
     "BreakerPolicy",
     "BreakerSnapshot",
     "BudgetPolicy",
+    "BudgetSnapshot",
     "Bulkhead",
     "BulkheadFull",
     "BulkheadPolicy",
@@ -75,6 +76,7 @@ __all__ = [
     "Refused",
     "Rejected",
     "Retry",
+    "RetryBudget",
     "RetryPolicy",
     "Slot",
     "Source",

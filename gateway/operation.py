@@ -7,6 +7,7 @@ registration, at a transition, on failure, or when somebody asks, wherever that 
 from __future__ import annotations
 
 import logging
+import sys
 from asyncio import CancelledError, Task, current_task, sleep
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextvars import ContextVar
@@ -71,6 +72,9 @@ GRACE = 0.05
 """A try that was told to end, and ends later than this, in seconds, has overrun."""
 
 
+FORGETFUL_GROUPS = sys.version_info < (3, 13)
+"""A TaskGroup that fails cancels the task it stands in, and before 3.13 did not always take that back (gh-117407): an
+exception group is then told from the leaving of the caller by what it is."""
 EARLY = 0.001
 """Timers may come early by this much (uvloop's): who waits for as long as he was asked to is not to be refused."""
 
@@ -345,7 +349,9 @@ class Operation(Generic[P, T]):
         if timed_out:
             return usual, False
         if call.task.cancelling() > call.cancelling:  # the caller left, whatever the function made of that
-            return CANCELLED, False
+            if not (FORGETFUL_GROUPS and isinstance(error, BaseExceptionGroup)):
+                return CANCELLED, False
+            call.cancelling = call.task.cancelling()
         if not isinstance(error, Exception):
             return (usual if isinstance(error, CancelledError) else CANCELLED), False
         outcome = error.outcome if isinstance(error, Judged) else self._classified(error)

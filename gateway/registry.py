@@ -69,6 +69,10 @@ class Gateway:
         self._watch: Watch | None = None
         self._in_file: Mapping[str, Policy] = {}  # what the file said when it was last read well
         self._in_code: dict[str, Policy] = {}  # what code said, by the names it has asked for
+        self._opening = Lock()  # first uses in several threads
+        self._background: Background | None = None
+        self._of_the_parent: object = None
+        GATEWAYS.add(self)
 
     # -- policies in a file
 
@@ -148,10 +152,6 @@ class Gateway:
         for name, policy in wanted.items():
             if name in before:
                 log.info("%s: %s", name, told(before[name], policy, hidden=read.hidden.get(name, frozenset())))
-        self._opening = Lock()  # first uses in several threads
-        self._background: Background | None = None
-        self._of_the_parent: object = None
-        GATEWAYS.add(self)
 
     # -- upstreams
 
