@@ -312,6 +312,17 @@ def test_a_lower_limit_keeps_those_that_may_not_go(circuits):
     assert len(circuits) == 3
 
 
+def test_a_lower_limit_looks_again_at_what_may_go(clock, circuits):
+    for key in "abc":
+        circuits.of(key).hold(100.5)
+    circuits.of("d")
+    clock.wait(0.6)
+
+    circuits.policy = replace(SMALL, max_circuits=1)
+
+    assert keys_of(circuits) == ["c"]
+
+
 def test_a_higher_limit_makes_room_at_once(circuits):
     for key in "abc":
         open_up(circuits.of(key))
