@@ -412,7 +412,7 @@ class CircuitBreaker:
         state.rejected += 1
         if type(state) is Open:
             return refused("the circuit is open", max(0.0, state.until - self.clock()))
-        if type(state) is not Isolated and self._held(now):
+        if self._held(now):
             return refused("the upstream asked to be left alone", max(0.0, self._held_until - self.clock()))
         if type(state) is Guarded:
             return refused("the circuit lets in more and more", 0.0)

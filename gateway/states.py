@@ -42,7 +42,7 @@ class Ramp:
 
     def is_over(self, now: float, seconds: float) -> bool:
         """Whether everybody is let in."""
-        return now - self._since >= seconds - HALF_MICROSECOND
+        return not seconds or now - self._since >= seconds - HALF_MICROSECOND
 
     def refuses(self, now: float, seconds: float) -> bool:
         """Whether it is not this call's turn; the call has asked then, and brings the next one nearer to its turn."""

@@ -162,12 +162,13 @@ def test_where_none_may_go_a_new_key_shares_the_upstreams_own(clock, heard, what
     assert circuits.of("a") is first
 
 
-def test_one_that_may_go_again_makes_room(clock, circuits):
+def test_one_that_closes_makes_room_at_once(clock, heard):
+    circuits = circuits_of(clock, heard, replace(SMALL, open_for=0.5))
     for key in "abc":
         open_up(circuits.of(key))
     assert circuits.of("d") is circuits.shared
 
-    clock.wait(5.001)
+    clock.wait(0.501)
     circuits.of("b").admit().succeeded()
 
     assert circuits.of("d") is not circuits.shared
@@ -310,6 +311,17 @@ def test_a_lower_limit_keeps_those_that_may_not_go(circuits):
     circuits.policy = replace(SMALL, max_circuits=1)
 
     assert len(circuits) == 3
+
+
+def test_a_lower_limit_looks_again_at_what_may_go(clock, circuits):
+    for key in "abc":
+        circuits.of(key).hold(100.5)
+    circuits.of("d")
+    clock.wait(0.6)
+
+    circuits.policy = replace(SMALL, max_circuits=1)
+
+    assert keys_of(circuits) == ["c"]
 
 
 def test_a_higher_limit_makes_room_at_once(circuits):

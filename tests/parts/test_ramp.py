@@ -237,6 +237,24 @@ def test_a_ramp_of_nothing_ends_the_one_that_runs(clock):
     assert is_plain(breaker)
 
 
+def test_a_ramp_of_nothing_is_over_though_the_clock_went_back(clock):
+    breaker = ramping(clock)
+    clock.wait(-50.0)
+
+    breaker.policy = replace(RAMP, ramp_for=0.0)
+
+    assert admitted(breaker, 10) == "1" * 10
+
+
+def test_an_instant_that_is_none_does_not_stop_a_ramp(clock):
+    breaker = ramping(clock)
+
+    breaker.hold(nan)
+    clock.wait(10.0)
+
+    assert is_plain(breaker)
+
+
 @pytest.mark.parametrize(("ramp_for", "share"), [(4.0, 0.5), (20.0, 0.1), (5.0, 0.4), (2.0, 1.0)])
 def test_a_ramp_of_another_length_counts_from_when_it_began(clock, ramp_for, share):
     breaker = ramping(clock)
