@@ -1016,7 +1016,7 @@ def script(text: str) -> subprocess.Popen[str]:
     from textwrap import dedent
 
     return subprocess.Popen(
-        [sys.executable, "-X", "dev", "-c", PROGRAM + dedent(text)],
+        [sys.executable, "-W", "always", "-c", PROGRAM + dedent(text)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
