@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from asyncio import CancelledError
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -31,6 +32,7 @@ from gateway import (
     FailedTimeout,
     Gateway,
     GatewayClosed,
+    GatewayError,
     KeyNeeded,
     LastGood,
     Policy,
@@ -932,6 +934,7 @@ def test_whoever_calls_leaves_or_closes_it_all_adds_up_and_every_thread_ends(gat
                     ends.append(own.choice(operations).call_blocking(own.randrange(3), own.random() * 0.01))
             except BaseException as error:
                 ends.append(error)
+                time.sleep(0.001)  # twelve that spin while it is closed would leave nobody the time to open it
 
     callers = [threading.Thread(target=caller, args=(number,)) for number in range(12)]
     for thread in callers:
@@ -948,8 +951,8 @@ def test_whoever_calls_leaves_or_closes_it_all_adds_up_and_every_thread_ends(gat
     assert not [thread for thread in callers if thread.is_alive()]
     wait_until(lambda: not any(up.snapshot().bulkhead.in_use for up in gate))
     assert_nothing_left(gate)
-    allowed = (int, Failed, GatewayClosed, CancelledError, BulkheadFull, TimeoutError, Exception)
-    assert all(isinstance(end, allowed) for end in ends)
+    assert all(isinstance(end, (int, GatewayError, CancelledError)) for end in ends), Counter(map(type, ends))
+    assert sum(isinstance(end, int) for end in ends) > 0
     assert gate.close_blocking() == ()
     assert not [thread for thread in threading.enumerate() if thread.name[:2] in {"a-", "b-"}]
 
@@ -1013,7 +1016,7 @@ def script(text: str) -> subprocess.Popen[str]:
     from textwrap import dedent
 
     return subprocess.Popen(
-        [sys.executable, "-X", "dev", "-c", PROGRAM + dedent(text)],
+        [sys.executable, "-W", "always", "-c", PROGRAM + dedent(text)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
