@@ -171,7 +171,7 @@ def namer(where: str, said: Callable[..., Hashable] | ContextVar[Any]) -> Namer:
     The namer raises KeyNeeded where the function raises, or gives what has no hash.
     """
     variable = said if isinstance(said, ContextVar) else getattr(said, "__self__", None)
-    if isinstance(variable, ContextVar):
+    if isinstance(variable, ContextVar) and said in (variable, variable.get):
         get = partial(value_of, variable)
     elif takes_nothing(said):
         get = said  # type: ignore[assignment]  # it is no variable
@@ -183,7 +183,8 @@ def namer(where: str, said: Callable[..., Hashable] | ContextVar[Any]) -> Namer:
             named: Hashable = said(*args, **kwargs) if get is None else get()  # type: ignore[operator]
             hash(named)
         except Exception as error:
-            raise KeyNeeded(f"{where} raised {error!r}, so the call has none") from error
+            remedy = "give a function of the call's arguments that returns what can be hashed"
+            raise KeyNeeded(f"{where} gave no name for this call: {error!r}; {remedy}") from error
         return named
 
     return name

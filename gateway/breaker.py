@@ -235,6 +235,10 @@ class CircuitBreaker:
         elif type(state) is Guarded and state.ramp is not None:
             state.ramp.pause(until - max(now, before))
 
+    def held_for(self, now: float) -> float:
+        """Seconds for which the upstream still wants to be left alone; 0.0 if it does not."""
+        return max(0.0, self._held_until - now)
+
     def isolate(self) -> None:
         """Refuse everybody until `restore()`; wins over `enforce=False`."""
         now = self.clock()

@@ -41,6 +41,10 @@ class Circuit(Protocol):
         """The upstream asked to be left alone."""
         ...
 
+    def held_for(self, now: float) -> float:
+        """Seconds for which it still wants to be."""
+        ...
+
 
 class Call(Struct, eq=False):
     """What is known of one call: what was asked, when, until when, and how it has gone so far.

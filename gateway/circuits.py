@@ -205,6 +205,10 @@ class Asked:
         """The upstream asked this caller to leave it alone until this instant."""
         self.breaker.hold(until, self.caller)
 
+    def held_for(self, now: float) -> float:
+        """Seconds for which the upstream still wants to be left alone."""
+        return self.breaker.held_for(now)
+
     def refusal(self) -> CircuitOpen:
         """The error for a caller who is not admitted now; counts it."""
         return self.breaker.refusal()

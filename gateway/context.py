@@ -155,6 +155,14 @@ class Deadline:
             deadline.tries = Tries(max(attempts - 1, 0))
         return deadline
 
+    @staticmethod
+    def outgoing() -> dict[str, str]:
+        """The headers for a request that is sent from here, as `to_headers`; empty where there is nothing to tell."""
+        ambient = AMBIENT.get()
+        if ambient is None:
+            return {}
+        return Deadline(ambient.at, ambient.world.clock, tries=tries_under(ambient)).to_headers()
+
     def remaining(self) -> float:
         """Seconds left; 0.0 when it has passed."""
         return max(0.0, self.at - self.clock())

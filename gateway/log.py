@@ -73,7 +73,8 @@ class Listener:
 
     def _circuit_changed(self, event: CircuitChanged) -> None:
         write = self._logger.warning if event.after in {"open", "isolated"} else self._logger.info
-        write(f"circuit {event.after}", upstream=event.upstream, was=event.before)
+        key = {} if event.key is None else {"key": event.key}
+        write(f"circuit {event.after}", upstream=event.upstream, was=event.before, **key)
 
     def _call(self, event: CallFinished, what: str, source: str) -> None:
         key = (event.upstream, event.operation, source)

@@ -16,7 +16,19 @@ from functools import partial, update_wrapper
 from math import inf
 from reprlib import repr as brief
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    cast,
+    overload,
+)
 
 from fallbacks.answer import LIVE, Answer, Question, Source, Tier
 from fallbacks.chain import Fallback, told
@@ -196,6 +208,9 @@ class Operation(Generic[P, T]):
         if idempotent is None:
             log.info("%s.%s does not say whether it is idempotent: it is not repeated", upstream.name, name)
 
+    repeats: ClassVar[bool] = True
+    """Whether any call of it may be tried again: one that was certainly not sent always may."""
+
     # -- the life of a call
 
     async def ask(self, *args: P.args, **kwargs: P.kwargs) -> Answer[T]:
@@ -217,8 +232,7 @@ class Operation(Generic[P, T]):
                         self._remember(call, value)
                     ended = LIVE
                     return Answer(value)
-                await sleep(pause)
-                call.at = self.upstream.clock()
+                await self._rest(call, pause)
         except Exception:
             ended = call.outcome
             raise
@@ -307,7 +321,7 @@ class Operation(Generic[P, T]):
         """A try that gave no value: the verdict to the circuit; raises our own error, unless the function's stands."""
         upstream = self.upstream
         timed_out = timer.stop_on(error)
-        call.tries = timer.tries  # somebody below may have opened the account
+        call.tries = tries_under(timer)  # opened, so that what outlives this try below spends from it, too
         call.attempts += 1
         now = upstream.clock()
         took = now - call.at
@@ -411,16 +425,27 @@ class Operation(Generic[P, T]):
         pause = upstream.retry.pause(call.attempts, failure.__cause__ or failure, call.outcome, left)
         if pause is None:
             return None
-        if call.tries is None:
-            call.tries = Tries(upstream.retry.policy.attempts - call.attempts)
-        if call.tries.left < 1:
+        tries = cast("Tries", call.tries)  # there is something to repeat, so they were counted
+        if tries.left < 1:
             failure.add_note("no further try: those of the outermost call are used up")
             return None
         if not upstream.may_retry():
             failure.add_note(f"no further try: the retry budget of {upstream.name} is used up")
             return None
-        call.tries.left -= 1
+        tries.left -= 1
         return pause
+
+    async def _rest(self, call: Call, pause: float) -> None:
+        """Sleep before the next try; also for as long as others were told meanwhile to leave the upstream alone."""
+        upstream = self.upstream
+        breaker = call.breaker or upstream.breaker
+        while True:
+            await sleep(pause)
+            call.at = now = upstream.clock()
+            held_for = breaker.held_for(now)
+            if not held_for or now + held_for + upstream.retry.policy.min_try > call.cutoff:
+                return
+            pause = held_for + EARLY
 
     async def _fall_back(self, call: Call, error: Exception) -> Answer[T]:
         """The tiers' answer, or the error of the call."""
@@ -643,7 +668,7 @@ class Operation(Generic[P, T]):
 
     def take_lane(self) -> None:
         """Limit tries by the lane of the loop that is open now."""
-        self._lane = self.upstream.lane(self._timeout.attempt, repeats=bool(self.idempotent))
+        self._lane = self.upstream.lane(self._timeout.attempt, repeats=self.repeats)
 
     def swap_sender(self, send: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
         """Put something else between it and the world, for tests; gives what stood there."""

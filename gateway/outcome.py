@@ -111,7 +111,10 @@ def retry_after_of(error: BaseException) -> float | None:
     seconds = getattr(error, "retry_after", None)
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds != seconds:  # noqa: PLR0124 - nan
         return None
-    return float(seconds) if seconds >= 0 else inf
+    try:
+        return float(seconds) if seconds >= 0 else inf
+    except OverflowError:  # a whole number that no float can hold
+        return inf
 
 
 def reason_of(error: BaseException) -> Reason | None:

@@ -117,8 +117,8 @@ class RetryBudget:
         """Pay in for this many calls, and for the time since it was last looked at."""
         now = self.clock()
         passed = max(0.0, now - self._at)
-        self._at = now
-        gained = self._policy.ratio * calls + (self._policy.minimum * passed if passed else 0.0)
+        self._at = max(self._at, now)  # a clock that goes back, and on again, pays for no second twice
+        gained = (self._policy.ratio * calls if calls else 0.0) + (self._policy.minimum * passed if passed else 0.0)
         self._left = min(self._policy.burst, self._left + gained)
 
     def withdraw(self) -> bool:

@@ -95,6 +95,8 @@ class Said(NamedTuple):
 class Block(Operation[[object], None]):
     """What the blocks of one name are calls of: never repeated, and answered by nobody else."""
 
+    repeats = False
+
     def __init__(self, upstream: Host, policy: Policy, said: Said) -> None:
         super().__init__(
             upstream,

@@ -365,6 +365,7 @@ class Upstream:
 
     def snapshot(self) -> UpstreamSnapshot:
         """The upstream as it is now; needs no running loop."""
+        self._pay_in()
         operations = {operation.name: operation.snapshot() for operation in self}
         latency = Histogram()
         for operation in self:
@@ -449,12 +450,15 @@ class Upstream:
 
         Only first tries that were sent pay in: what the circuit or the pool keeps from a sick upstream earns nothing.
         """
-        if self.budget is None:
-            return True
+        self._pay_in()
+        return self.budget is None or self.budget.withdraw()
+
+    def _pay_in(self) -> None:
+        """Pay for the first tries since it was last looked at; those sent while there was no budget earn nothing."""
         sent = sum(operation.tally.attempts - operation.tally.retries for operation in self)
-        self.budget.deposit(sent - self._paid_in_for)
+        if self.budget is not None:
+            self.budget.deposit(sent - self._paid_in_for)
         self._paid_in_for = sent
-        return self.budget.withdraw()
 
     @property
     def timers(self) -> int:
@@ -462,6 +466,7 @@ class Upstream:
         return sum(lane.running for lane in self._lanes.values())
 
     def _use_budget(self, policy: BudgetPolicy | None) -> None:
+        self._pay_in()  # by the old numbers
         if policy is None:
             self.budget = None
         elif self.budget is None:
@@ -472,7 +477,7 @@ class Upstream:
     def _take_lanes(self) -> None:
         for operation in self:
             operation.take_lane()
-        wanted = {(operation.timeout.attempt, bool(operation.idempotent)) for operation in self}
+        wanted = {(operation.timeout.attempt, operation.repeats) for operation in self}
         self._lanes = {kind: lane for kind, lane in self._lanes.items() if kind in wanted or lane.running}
 
     def _circuit_changed(self, before: StateName, after: StateName, at: float) -> None:
@@ -536,6 +541,8 @@ def check_declaration(field: str, declared: Declaration) -> None:
     expect("fallback", isinstance(declared.fallback, listed), "give a list of tiers")
     expect("refused", all(isinstance(k, type) and issubclass(k, BaseException) for k in kinds), "give a tuple of types")
     expect("timeout", isinstance(declared.timeout, TimeoutPolicy | None), "give TimeoutPolicy(...)")
+    for name in ("circuit_by", "caller"):
+        expect(name, not iscoroutinefunction(getattr(declared, name)), "give a plain function: it is not awaited")
     by = declared.circuit_by
     namers = 'give "operation", a function of the arguments, or a ContextVar'
     expect("circuit_by", by is None or by == "operation" or callable(by) or isinstance(by, ContextVar), namers)

@@ -25,10 +25,11 @@ from gateway import (
     Refused,
     RetryPolicy,
     Static,
+    TimeoutPolicy,
     UnknownName,
     Upstream,
 )
-from tests.support import NEVER_OPENS, ONE_TRY, Boom, counted, ended, now
+from tests.support import NEVER_OPENS, ONE_TRY, Boom, counted, ended, gone, now
 
 QUICK = Policy(retry=ONE_TRY, breaker=BreakerPolicy(min_calls=2, probes=1))
 TENANT: ContextVar[str] = ContextVar("tenant")
@@ -251,6 +252,23 @@ def test_what_names_no_caller_is_refused_at_registration(who: object) -> None:
         Gateway().upstream("up").operation(name="ask", caller=who)(failing_for)
 
 
+@pytest.mark.parametrize("knob", ["circuit_by", "caller"])
+def test_an_async_function_names_nothing(knob: str) -> None:
+    async def by(tenant: str) -> str:
+        return tenant
+
+    with pytest.raises(ConfigError, match=f"up.ask {knob}: .* does not fit; give a plain function"):
+        Gateway().upstream("up").operation(name="ask", **{knob: by})(failing_for)
+
+
+@pytest.mark.virtual_time
+async def test_only_reading_a_context_variable_names_who_is_there(gate: Gateway) -> None:
+    up = gate.upstream("up", policy=QUICK)
+    ask = failing_for(up, circuit_by=TENANT.set)  # a slip: it sets what it should read
+
+    assert isinstance(await ended(ask("ada")), KeyNeeded)
+
+
 @pytest.mark.virtual_time
 async def test_on_another_loop_the_circuits_of_keys_begin_anew(gate: Gateway) -> None:
     up = gate.upstream("up", policy=QUICK)
@@ -414,6 +432,56 @@ async def test_a_wish_to_be_left_alone_reaches_all_calls_of_the_upstream_for_its
     assert isinstance(too_early, CircuitOpen)
     assert in_time == 4
     assert min(others) - tried[0] >= 3.0 - 0.001
+
+
+@pytest.mark.virtual_time
+async def test_all_who_were_told_to_wait_come_back_when_nobody_is_held_any_more(gate: Gateway) -> None:
+    up, told = gate.upstream("up", policy=PATIENT), set()
+
+    @up.operation(idempotent=True)
+    async def ask(number: int) -> int:
+        await asyncio.sleep(number / 1000)
+        if number not in told:
+            told.add(number)
+            raise Busy(5.0 if number == 7 else 2.0)
+        return number
+
+    answers = await asyncio.gather(*(ended(ask(number)) for number in range(10)))
+
+    assert answers == list(range(10))
+    assert counted(up)["retries"] == 10
+
+
+@pytest.mark.virtual_time
+async def test_who_cannot_wait_for_as_long_as_others_were_told_is_rejected_at_his_own_time(gate: Gateway) -> None:
+    up = gate.upstream("up", policy=replace(PATIENT, timeout=TimeoutPolicy(call=6.0)))
+    began = now()
+
+    @up.operation(idempotent=True)
+    async def ask(wish: float) -> None:
+        await asyncio.sleep(0.01)
+        raise Busy(wish)
+
+    short, _ = await asyncio.gather(ended(ask(2.0)), ended(ask(9.0)))
+
+    assert now() - began == pytest.approx(2.0, abs=0.01)
+    assert "the next try was rejected: CircuitOpen('the upstream asked to be left alone')" in short.__notes__[0]
+
+
+@pytest.mark.virtual_time
+async def test_a_caller_who_leaves_while_others_are_waited_for_leaves_nothing(gate: Gateway) -> None:
+    up = gate.upstream("up", policy=PATIENT)
+
+    @up.operation(idempotent=True)
+    async def ask(wish: float) -> None:
+        await asyncio.sleep(0.01)
+        raise Busy(wish)
+
+    waiting = [asyncio.create_task(ask(wish)) for wish in (2.0, 5.0)]
+    await asyncio.sleep(3.0)
+    await gone(*waiting)
+
+    assert counted(up) == {"asked": 2, "cancelled": 2, "attempts": 2}
 
 
 @pytest.mark.virtual_time

@@ -9,7 +9,7 @@ from math import inf
 from random import Random
 
 import pytest
-from tenacity import wait_none
+from tenacity import wait_fixed, wait_none
 
 from gateway import Alternate, BudgetPolicy, Deadline, Gateway, NotSent, Operation, Policy, RetryPolicy, TimeoutPolicy
 from tests.support import NEVER_OPENS, Boom, counted, ended
@@ -109,17 +109,74 @@ async def test_without_an_end_to_the_outermost_tries_each_layer_has_its_own(gate
 
 
 @pytest.mark.virtual_time
-async def test_a_layer_that_is_never_repeated_leaves_the_tries_to_those_below(gate: Gateway) -> None:
+@pytest.mark.parametrize("how", ["one try", "a block"])
+async def test_what_is_never_repeated_leaves_the_tries_to_those_below(gate: Gateway, how: str) -> None:
     bottom = Bottom()
     film = gate.upstream("films", policy=trying(3)).operation(name="film", idempotent=True)(bottom)
+    outer = gate.upstream("page", policy=trying(1 if how == "one try" else 3))
 
-    @gate.upstream("page", policy=trying(3)).operation
     async def page() -> list[object]:
+        if how == "one try":
+            return await outer.operation(both)()
+        async with outer.slot():
+            return await both()
+
+    async def both() -> list[object]:
         return [await ended(film()), await ended(film())]
 
     await page()
 
     assert bottom.asked == 6
+
+
+class Through:
+    """A layer that passes on, as not sent, what was not sent below."""
+
+    def __init__(self, below) -> None:
+        self._below = below
+
+    async def __call__(self) -> str:
+        try:
+            return await self._below()
+        except Exception as error:
+            raise NotSent("no connection") from error
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("idempotent", [None, False])
+async def test_layers_that_are_repeated_only_if_nothing_was_sent_add_up_too(gate: Gateway, idempotent) -> None:
+    bottom = Bottom()
+    function = Through(bottom)
+    for name in reversed(LAYERS):
+        upstream = gate.upstream(name, policy=trying(3))
+        function = Through(upstream.operation(name="ask", idempotent=idempotent)(function))
+
+    await ended(function())
+
+    assert bottom.asked == 3
+
+
+@pytest.mark.virtual_time
+async def test_what_outlives_its_try_spends_from_the_same_tries(gate: Gateway) -> None:
+    bottom = Bottom()
+    store = gate.upstream("store", policy=trying(3)).operation(name="ask", idempotent=True)(bottom)
+    strays = []
+
+    async def late() -> object:
+        await asyncio.sleep(0.5)
+        return await ended(store())
+
+    @gate.upstream("page", policy=Policy(retry=RetryPolicy(attempts=3, wait=wait_fixed(1.0), budget=None))).operation(
+        idempotent=True
+    )
+    async def page() -> None:
+        strays.append(asyncio.create_task(late()))
+        raise Boom
+
+    await ended(page())
+    await asyncio.gather(*strays)
+
+    assert bottom.asked == 3  # once for each try of the page; no retries were left
 
 
 @pytest.mark.virtual_time
@@ -271,6 +328,22 @@ async def test_where_there_is_nothing_to_say_no_header_says_it(gate: Gateway, at
     assert [list(headers) for headers in told] == [["X-Deadline-Ms"]] * 2
 
 
+@pytest.mark.virtual_time
+async def test_what_goes_out_from_a_try_without_a_deadline_still_says_what_is_left(gate: Gateway) -> None:
+    told = [Deadline.outgoing()]
+    endless = Policy(retry=RetryPolicy(attempts=3), timeout=TimeoutPolicy(call=inf, attempt=inf))
+
+    @gate.upstream("page", policy=endless).operation(idempotent=True)
+    async def page() -> None:
+        told.append(Deadline.outgoing())
+
+    await page()
+    with Deadline.from_headers({"X-Attempts-Left": "5", "X-Deadline-Ms": "700"}):
+        told.append(Deadline.outgoing())
+
+    assert told == [{}, {"X-Attempts-Left": "2"}, {"X-Deadline-Ms": "700", "X-Attempts-Left": "4"}]
+
+
 # -- with the budget
 
 
@@ -350,3 +423,32 @@ async def test_the_budget_is_tuned_live_and_switched_off_and_on(gate: Gateway) -
     assert (with_two, still_empty) == ([0, 0, 1], 2)
     assert up.snapshot().budget is None
     assert bottom.asked == (2 + 2 + 1) + 1 + 2
+
+
+@pytest.mark.virtual_time
+async def test_a_snapshot_shows_what_calls_have_paid_in(gate: Gateway) -> None:
+    stingy = BudgetPolicy(ratio=0.5, minimum=0.0, burst=10)
+    up = gate.upstream("up", policy=Policy(retry=RetryPolicy(budget=stingy)))
+    well = up.operation(name="ask", idempotent=True)(Bottom(failing=0.0))
+    for _ in range(10):
+        up.budget.withdraw()
+
+    for _ in range(4):
+        await well()
+
+    assert up.snapshot().budget.left == 2.0
+
+
+@pytest.mark.virtual_time
+async def test_calls_before_tuning_pay_in_by_the_old_numbers(gate: Gateway) -> None:
+    up = gate.upstream("up", policy=Policy(retry=RetryPolicy(budget=BudgetPolicy(ratio=0.5, minimum=0.0, burst=10))))
+    well = up.operation(name="ask", idempotent=True)(Bottom(failing=0.0))
+    for _ in range(10):
+        up.budget.withdraw()
+
+    for _ in range(4):
+        await well()
+    up.tune_fields({"retry.budget.ratio": 2.0})
+    await well()
+
+    assert up.snapshot().budget.left == 4 * 0.5 + 2.0

@@ -44,7 +44,7 @@ from gateway import (
     UnknownTimeout,
     WrongLoop,
 )
-from tests.support import QUIET, Boom, counted, ended, fail_until_open, gone, steps
+from tests.support import NEVER_OPENS, QUIET, Boom, counted, ended, fail_until_open, gone, steps
 
 TWO_TRIES = Policy(
     timeout=TimeoutPolicy(call=10.0, attempt=1.0),
@@ -675,3 +675,31 @@ def test_the_tree_of_errors() -> None:
     assert issubclass(UnknownName, (ConfigError, LookupError))
     assert issubclass(KeyNeeded, TypeError)
     assert issubclass(WrongLoop, RuntimeError)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("again", [True, False])
+async def test_a_task_group_that_fails_is_a_failure_as_any_other(gate: Gateway, again: bool) -> None:
+    """Before Python 3.13 such a group may leave its task looking cancelled."""
+    policy = Policy(retry=RetryPolicy(wait=wait_none()), timeout=TimeoutPolicy(attempt=1.0), breaker=NEVER_OPENS)
+    up, tried = gate.upstream("up", policy=policy), []
+
+    async def fail() -> None:
+        await asyncio.sleep(0.01)
+        raise Boom
+
+    @up.operation(idempotent=True, fallback=[Static("default")])
+    async def ask() -> str:
+        tried.append(1)
+        if len(tried) > 1 and again:
+            await asyncio.sleep(60)  # the limit on time must still be told from the caller's leaving
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+            group.create_task(asyncio.sleep(60))
+        return "live"
+
+    answer = await ask.ask()
+
+    assert (answer.value, len(tried)) == ("default", 2)
+    assert type(answer.error) is (FailedTimeout if again else Failed)
+    assert up.breaker.snapshot().failures == 2

@@ -151,7 +151,9 @@ def test_errors_survive_being_copied_and_sent_to_another_process(duplicate: Any)
     assert (config.field, str(config)) == ("field", "field: problem; remedy")
 
 
-@pytest.mark.parametrize(("said", "seconds"), [(0, 0.0), (3, 3.0), (0.25, 0.25), (inf, inf), (-1, inf)])
+@pytest.mark.parametrize(
+    ("said", "seconds"), [(0, 0.0), (3, 3.0), (0.25, 0.25), (inf, inf), (-1, inf), (int("9" * 400), inf)]
+)
 def test_an_error_may_say_in_seconds_when_to_come_back(said: float, seconds: float) -> None:
     found = retry_after_of(Said(said))
 

@@ -68,7 +68,7 @@ def test_what_is_saved_up_is_never_more_than_the_burst(clock: Clock, idle: float
     assert spent(budget) == 10
 
 
-def test_a_clock_that_goes_back_pays_nothing_twice(clock: Clock) -> None:
+def test_a_clock_that_goes_back_pays_for_no_second_twice(clock: Clock) -> None:
     budget = RetryBudget(BudgetPolicy(ratio=0.0, minimum=1.0, burst=10), clock=clock)
     spent(budget)
 
@@ -76,7 +76,10 @@ def test_a_clock_that_goes_back_pays_nothing_twice(clock: Clock) -> None:
     after_the_jump = spent(budget)
     clock.now += 2.0
 
-    assert (after_the_jump, spent(budget)) == (0, 2)
+    on_the_way_back = spent(budget)
+    clock.now += 5.0
+
+    assert (after_the_jump, on_the_way_back, spent(budget)) == (0, 0, 2)
 
 
 def test_a_retry_that_is_not_granted_is_counted_and_costs_nothing(clock: Clock) -> None:
@@ -87,6 +90,15 @@ def test_a_retry_that_is_not_granted_is_counted_and_costs_nothing(clock: Clock) 
 
     assert not budget.withdraw()
     assert budget.snapshot() == BudgetSnapshot(left=0.5, suppressed=2)
+
+
+def test_an_endless_ratio_pays_nothing_without_a_call(clock: Clock) -> None:
+    budget = RetryBudget(BudgetPolicy(ratio=inf, minimum=0.0, burst=2), clock=clock)
+
+    granted = spent(budget)
+    budget.deposit()
+
+    assert (granted, spent(budget)) == (2, 2)
 
 
 def test_without_an_end_everything_is_granted(clock: Clock) -> None:
