@@ -85,9 +85,9 @@ def document_of(content: bytes | str, *, name: str) -> Document:
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        wrong = ConfigError(name, f"it is not UTF-8 (at line {line}, byte {error.start})", "save it as UTF-8")
-        wrong.line = line
+        at_line = error.object.count(b"\n", 0, error.start) + 1
+        wrong = ConfigError(name, f"it is not UTF-8 (at line {at_line}, byte {error.start})", "save it as UTF-8")
+        wrong.line = at_line
         raise wrong from None
     for number, line in enumerate(text.split("\n"), 1):
         if len(line) > MOST_IN_LINE:
