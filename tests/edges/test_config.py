@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
@@ -365,6 +366,49 @@ async def test_a_file_that_was_only_touched_is_not_read_again(file: Path) -> Non
         await asyncio.sleep(5 * LOOK)
 
         assert gate["ratings"].policy.bulkhead.limit == 50
+
+
+def write(file: Path, text: str, *, ago: float) -> None:
+    """Write a file, as if so many seconds ago."""
+    file.write_text(text)
+    then = time.time() - ago
+    os.utime(file, (then, then))
+
+
+@pytest.mark.asyncio
+async def test_a_change_counts_when_two_looks_agree(file: Path) -> None:
+    loop = asyncio.get_running_loop()
+    gate = Gateway.from_file(file, check_every=inf)
+    seen: list[float] = []
+
+    async with gate:
+        assert gate._watch is not None
+        for text in (limit_of(8), limit_of(9), limit_of(9)):
+            write(file, text, ago=60.0 if text == limit_of(9) else 50.0)
+            gate._watch._look(loop)
+            seen.append(gate["ratings"].policy.bulkhead.limit)
+            os.utime(file, ns=(0, file.stat().st_mtime_ns))
+        write(file, limit_of(10), ago=30.0)
+        for _ in range(2):
+            gate._watch._look(loop)
+            seen.append(gate["ratings"].policy.bulkhead.limit)
+
+    assert seen == [7, 7, 7, 7, 10]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("ago", "limit"), [(0.0, 7), (1.0, 8), (-3600.0, 8)])
+async def test_a_file_that_has_just_changed_may_still_change(file: Path, ago: float, limit: int) -> None:
+    loop = asyncio.get_running_loop()
+    gate = Gateway.from_file(file, check_every=inf)
+
+    async with gate:
+        assert gate._watch is not None
+        write(file, limit_of(8), ago=ago)
+        gate._watch._look(loop)
+        gate._watch._look(loop)
+
+        assert gate["ratings"].policy.bulkhead.limit == limit
 
 
 @pytest.mark.asyncio

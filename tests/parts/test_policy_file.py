@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import ConfigError, ConfigErrors, Policy, RetryPolicy, TimeoutPolicy, UnknownName
-from gateway.config import dumps, loads, schema
+from gateway.config import dumps, load, loads, schema
 from gateway.config.document import quoted
 from gateway.config.knobs import _taken, knobs
 from gateway.config.knobs import settings as settings_of
@@ -189,6 +189,23 @@ def test_a_limit_that_only_contradicts_what_nobody_gave_is_fine():
     policy = ratings("retry = { attempts = 1, budget = { ratio = 0, minimum = 0 } }")
 
     assert policy.retry.budget.ratio == 0
+
+
+def test_an_empty_budget_is_the_usual_one():
+    assert ratings("[upstreams.ratings.retry.budget]").retry.budget == RetryPolicy().budget
+
+
+def test_waits_of_the_same_numbers_are_equal_however_they_are_said():
+    short, long = (ratings(f"retry.wait = {{ exponential = 1{more} }}") for more in ("", ", min = 0, base = 2.0"))
+
+    assert short == long
+
+
+def test_a_file_is_loaded_as_its_text_is(tmp_path):
+    file = tmp_path / "policies.toml"
+    file.write_text("[upstreams.ratings.bulkhead]\nlimit = 7")
+
+    assert load(file) == loads(file.read_text())
 
 
 def test_a_long_value_is_not_shown_at_length():
