@@ -16,6 +16,7 @@ from gateway import (
     BulkheadFull,
     CircuitOpen,
     ConfigError,
+    ConfigErrors,
     DeadlineExceeded,
     Failed,
     FailedTimeout,
@@ -179,5 +180,6 @@ def test_the_tree_that_is_drawn_is_the_tree_that_is() -> None:
         assert not also or issubclass(kind, getattr(builtins, also))
 
     assert {name for _, name, _ in drawn} == {
-        kind.__name__ for kind in [Exception, *ERRORS, Refused, NotSent, ConfigError, UnknownName, KeyNeeded, WrongLoop]
+        kind.__name__
+        for kind in [Exception, *ERRORS, Refused, NotSent, ConfigError, ConfigErrors, UnknownName, KeyNeeded, WrongLoop]
     }
