@@ -14,6 +14,8 @@ from typing import Any
 from gateway.outcome import ConfigError
 
 MOST_BYTES = 1024 * 1024
+MOST_IN_LINE = 4096
+"""Characters: for keys of very many parts tomllib takes minutes."""
 VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)\}|(\$\{)")
 BARE = re.compile(r"[A-Za-z0-9_-]+")
 Path = tuple[str, ...]
@@ -83,10 +85,15 @@ def document_of(content: bytes | str, *, name: str) -> Document:
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        wrong = ConfigError(name, f"it is not UTF-8 (at line {line}, byte {error.start})", "save it as UTF-8")
-        wrong.line = line
+        at_line = error.object.count(b"\n", 0, error.start) + 1
+        wrong = ConfigError(name, f"it is not UTF-8 (at line {at_line}, byte {error.start})", "save it as UTF-8")
+        wrong.line = at_line
         raise wrong from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if len(line) > MOST_IN_LINE:
+            wrong = ConfigError(name, f"line {number} has more than {MOST_IN_LINE} characters", "make it shorter")
+            wrong.line = number
+            raise wrong
     try:
         return Document(name, text, tomllib.loads(text))
     except RecursionError:

@@ -242,7 +242,8 @@ def _written(name: str, policy: Policy, *, everything: bool) -> str:
     lines: dict[str, list[str]] = {table: [] for table in tables()}
     for knob, value in settings(policy).items():
         nobodys = not given(value) or (value is None and type(usual.get(knob)) is Derived)
-        if nobodys or (not everything and knob in usual and same(value, usual[knob])):
+        as_usual = knob in usual and given(usual[knob]) and same(value, usual[knob])
+        if nobodys or (as_usual and not everything):
             continue
         table, _, key = knob.rpartition(".")
         lines[table].append(f"{key} = {written_value(value, (*path, *knob.split('.')))}\n")

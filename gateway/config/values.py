@@ -115,7 +115,8 @@ def wait_in(raw: Any, path: Path) -> Wait:
         except ConfigError as error:
             errors.append(error)
     if not errors and numbers.get("min", 0.0) > numbers.get("max", numbers.get("min", 0.0)):
-        errors.append(wrong((*path, "min"), f"{numbers['min']} is more than max, {numbers['max']}", "give at most max"))
+        problem = f"{shown_of(words['min'])} is more than max, {shown_of(words['max'])}"
+        errors.append(wrong((*path, "min"), problem, "give at most max"))
     if errors:
         raise ConfigErrors.together(errors)
     return wait_of(strategy, numbers)
@@ -134,7 +135,8 @@ def two_of(raw: Any, path: Path) -> dict[str, Any]:
         )
     low, high = (number_of_wait("random", one, path) for one in raw)
     if low > high:
-        raise wrong(path, f"{low} is more than {high}", "give the shorter one first")
+        least, most = (shown_of(one) for one in raw)
+        raise wrong(path, f"{least} is more than {most}", "give the shorter one first")
     return {"low": low, "high": high}
 
 

@@ -74,16 +74,17 @@ Words = Mapping[str, float]
 
 
 def wait_of(strategy: str, words: Words) -> Wait:
-    """The strategy that these words mean; the same one for the same words."""
-    wait = _made(strategy, tuple(sorted(words.items())))
-    spelling = _spelling(wait)
-    return next((usual for usual in _USUAL if _spelling(usual) == spelling), wait)
+    """The strategy that these words mean; the same one for the same numbers, said or not."""
+    known = STRATEGIES[strategy]
+    spelling = _spelling(known.make(**{known.arguments[word]: value for word, value in words.items()}))
+    assert spelling is not None  # noqa: S101 - it has just been made of one
+    return next((usual for usual in _USUAL if _spelling(usual) == spelling), None) or _kept(*spelling)
 
 
 @lru_cache(maxsize=256)
-def _made(strategy: str, words: tuple[tuple[str, float], ...]) -> Wait:
+def _kept(strategy: str, attributes: tuple[tuple[str, float], ...]) -> Wait:
     known = STRATEGIES[strategy]
-    return known.make(**{known.arguments[word]: value for word, value in words})
+    return known.make(**{known.arguments[word]: value for word, value in attributes})
 
 
 def words_for(wait: Wait) -> tuple[str, dict[str, float]] | None:

@@ -7,6 +7,7 @@ import os
 import signal
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
+from contextlib import suppress
 from math import isinf
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -35,18 +36,18 @@ class PolicyFile:
 
     def read(self) -> Policies:
         """What it says now. Raises ConfigError."""
-        self.seen, self.content = self.signature(), None
+        found = self.signature()
+        self.seen, self.content = None if racy(found) else found, None
         self.content = content_of(self.path)
         return policies_in(document_of(self.content, name=self.name))
 
     def signature(self) -> Signature | None:
-        """What changes when the file does; None while it is not there, or may still change unnoticed."""
+        """What changes when the file does; None while it is not there."""
         try:
             found = Path(self.path).stat()
         except (OSError, TypeError, ValueError):
             return None
-        racy = time_ns() - found.st_mtime_ns < RACY
-        return None if racy else (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
+        return (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
 
     def touched_only(self) -> bool:
         """Whether it still says what it said; then it is seen as it is now."""
@@ -58,6 +59,11 @@ class PolicyFile:
         if same:
             self.seen = seen
         return same
+
+
+def racy(found: Signature | None) -> bool:
+    """Whether a file was changed so lately that it may change again and look the same."""
+    return found is not None and 0 <= time_ns() - found[0] < RACY
 
 
 def located(error: ConfigError, *, name: str) -> list[str]:
@@ -111,11 +117,15 @@ class Watch:
         """Look no more; nothing of it is left."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._hangup is not None and self._loop is not None and not self._loop.is_closed():
+        if self._hangup is not None and self._loop is not None:
             there = signal.getsignal(signal.SIGHUP)
-            self._loop.remove_signal_handler(signal.SIGHUP)
-            if there is not self._hangup:  # somebody else's by now
-                signal.signal(signal.SIGHUP, there)
+            if not self._loop.is_closed():
+                self._loop.remove_signal_handler(signal.SIGHUP)
+                if there is not self._hangup:  # somebody else's by now
+                    signal.signal(signal.SIGHUP, there)
+            elif there is self._hangup:  # uvloop closes without giving it back
+                with suppress(ValueError):  # not in the main thread
+                    signal.signal(signal.SIGHUP, signal.SIG_DFL)
         self._loop = self._timer = self._hangup = None
 
     def _listen(self, loop: AbstractEventLoop) -> None:
@@ -136,7 +146,7 @@ class Watch:
         """A change counts when two looks in a row see the same: then nobody is still writing."""
         try:
             now = self._file.signature()
-            if now == self._file.seen and now is not None:
+            if racy(now) or (now == self._file.seen and now is not None):
                 self._looked_twice = False
             elif not self._looked_twice or now != self._changing:
                 self._changing, self._looked_twice = now, True

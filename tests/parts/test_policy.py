@@ -384,6 +384,11 @@ def test_a_wait_is_a_function():
     assert refuses(RetryPolicy, "retry.wait", 3.0)
 
 
+def test_a_budget_is_a_policy_or_none():
+    assert RetryPolicy(budget=None).budget is None
+    assert refuses(RetryPolicy, "retry.budget", 0.2)
+
+
 @pytest.mark.parametrize(("section", "kind"), SECTIONS.items())
 def test_a_section_is_a_policy_of_its_kind(section, kind):
     error = error_of(Policy, **{section: {"limit": 3}})
