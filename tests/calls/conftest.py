@@ -16,3 +16,5 @@ def gate() -> Iterator[Gateway]:
     gate = Gateway()
     yield gate
     assert_all_gone(gate)
+    for workers in [upstream.dismiss() for upstream in gate]:
+        assert workers is None or not workers.join(1.0), "threads do not end"
