@@ -128,7 +128,8 @@ class CircuitBreaker:
     """
 
     __slots__ = (
-        "_held_until", "_on_change", "_policy", "_random", "_state", "_wishes", "clock", "slow_after", "slow_beyond",
+        "_held_until", "_on_change", "_policy", "_random", "_state", "_wishes", "clock", "in_use", "slow_after",
+        "slow_beyond",
     )  # fmt: skip
 
     def __init__(
@@ -143,6 +144,7 @@ class CircuitBreaker:
         self._random = random
         self._on_change = on_change
         self._use(policy)
+        self.in_use = 0  # calls that hold it, queued or in a pause too: counted by who keeps circuits by key
         self._held_until = -inf
         self._wishes = Wishes()
         self._state: State = self._closed_anew(clock())
@@ -158,12 +160,12 @@ class CircuitBreaker:
         self._at(now)  # what was due was due under the old numbers
         before = self._policy
         self._use(policy)
+        if before.min_callers == 1 < policy.min_callers:
+            self._tell_callers_apart(now)
+            return
         closed = self._closed
-        if closed is not None:
-            if window_of(before) != window_of(policy):
-                closed.window = self._new_window(now)
-            if self._state is closed and policy.min_callers > 1:
-                self._state = Guarded(closed)
+        if closed is not None and window_of(before) != window_of(policy):
+            closed.window = self._new_window(now)
 
     @property
     def state(self) -> State:
@@ -179,6 +181,28 @@ class CircuitBreaker:
             self._stand_down(state, now)
             return state.ramp is None and not self._held(now)
         return type(state) is Closed
+
+    def would_be_missed(self, now: float) -> bool:
+        """Whether a new circuit in its place would know less, or let in whom it does not. Only looks, as `at_rest`."""
+        if (closed := self._closed) is None or not self.at_rest:
+            return True
+        window = closed.window
+        if window.bad:
+            window.advance(now)
+        return window.bad
+
+    def is_stale(self, now: float, unused_since: float) -> bool:
+        """Whether it refused nobody, and nobody came, for longer than any opening lasts. Only looks, as `at_rest`."""
+        state = self._state
+        if type(state) is Open:
+            over_at, needed = state.until, now - state.until <= HALF_MICROSECOND
+        elif type(state) is HalfOpen:
+            over_at, needed = state.ends_at, state.probes_out > 0 or self._held(now)
+        else:  # closed, held, ramping, or isolated
+            over_at, needed = unused_since, not self.at_rest
+        if self._policy.auto_half_open:  # it goes round by itself, whenever somebody looks
+            over_at = min(over_at, unused_since)
+        return not needed and now - over_at > self._policy.open_cap
 
     def check(self, caller: Hashable = None) -> None:
         """Raise the CircuitOpen that `admit` would raise, and spend nothing: for those who are about to queue."""
@@ -298,10 +322,10 @@ class CircuitBreaker:
             state = self._state
             if type(state) is not HalfOpen:
                 self._half_open(state, due)  # type: ignore[arg-type]  # no other state ends by itself
-            elif self._ends_well(state):
+            elif well := self._ends_well(state):
                 self._become(self._closed_anew(due, ramping=True), due)
-            else:
-                self._skip_idle_rounds(self._open(due, state.in_a_row + 1), now)
+            else:  # a round that told nothing is not one more in which the upstream was ill
+                self._skip_idle_rounds(self._open(due, state.in_a_row + (well is False)), now)
         if type(self._state) is Guarded:
             self._stand_down(self._state, now)
         return self._state
@@ -324,19 +348,37 @@ class CircuitBreaker:
     def _skip_idle_rounds(self, state: Open, now: float) -> None:
         """Nobody looked for long, and open and half-open took turns: pass over whole rounds, however many."""
         policy, opening = self._policy, self._opening(state.in_a_row)
-        if not policy.auto_half_open or state.until > now or opening != self._opening(state.in_a_row + 1):
+        growth = int(policy.min_callers == 1)  # else a round without verdicts tells nothing
+        if not policy.auto_half_open or state.until > now or opening != self._opening(state.in_a_row + growth):
             return  # it does not leave by itself, not yet, or it still grows
         rounds = int((now - state.until) / (opening + policy.max_half_open))
         state.until += rounds * (opening + policy.max_half_open)
-        state.in_a_row += rounds
+        state.in_a_row += rounds * growth
 
-    def _ends_well(self, state: HalfOpen) -> bool:
+    def _tell_callers_apart(self, now: float) -> None:
+        """From now on. Calls that are under way are nobody knows whose: their leave is that of no state any more."""
+        state = self._state
+        later: Guarded | HalfOpen
+        if type(state) is HalfOpen:
+            later = HalfOpen(int(self._policy.probes), state.ends_at, state.in_a_row, int(self._policy.min_callers) - 1)
+            later.seen_alive = state.seen_alive
+        elif (closed := self._closed) is not None:
+            ramp = state.ramp if type(state) is Guarded else None
+            later = Guarded(Closed(self._new_window(now)), ramp)
+            state = closed
+        else:
+            return
+        later.rejected = state.rejected
+        self._state = later
+
+    def _ends_well(self, state: HalfOpen) -> bool | None:
+        """How half-open ends that was not decided; None if nothing that happened in it counts."""
         if self._policy.after_max_half_open == "closed":
             return True
         if state.seen_alive and state.window.failures <= state.left_out:
             return True
-        # One probe a caller: where few call, too few verdicts are no sign of illness.
-        return state.all_have_answered() and self._judged(state, 1) is True
+        # A caller who fails, or hangs, has one probe: where few call, too few verdicts are no sign of illness.
+        return bool(state.left_out) and self._judged(state, 1, state.probes_out)
 
     # -- who is let in
 
@@ -386,7 +428,7 @@ class CircuitBreaker:
             if failed is None:
                 state.give_back(caller)
             else:
-                state.window.record(now, failed, slow)
+                state.record(now, failed, slow, caller)
                 self._decide_half_open(state, now)
         elif type(state) is Closed and state is self._closed and failed is not None:
             window = state.window
@@ -452,8 +494,8 @@ class CircuitBreaker:
         elif well is not None:
             self._open(now, state.in_a_row + 1)
 
-    def _judged(self, state: HalfOpen, least: float) -> bool | None:
-        return state.judge(self._policy.failure_rate, self._policy.slow_rate, least)
+    def _judged(self, state: HalfOpen, least: float, hanging: int = 0) -> bool | None:
+        return state.judge(self._policy.failure_rate, self._policy.slow_rate, least, hanging)
 
     def _least(self, state: Closed | HalfOpen) -> float:
         """How many calls it takes to know a rate."""

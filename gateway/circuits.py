@@ -2,8 +2,9 @@
 
     circuits.of("tenant-7").enter(now)  # made when it is first asked for
 
-Memory is bounded: over `max_circuits` the least recently used one goes that is closed and lets everybody in, which is
-to say that knows nothing to anybody's harm. Where none may go, a new key shares the upstream's own circuit.
+Memory is bounded: over `max_circuits` the least recently used one goes that nobody would miss: it lets everybody in,
+no call of late was bad, and no call holds it. Then those go that nobody came for in longer than any opening lasts.
+Where none may go, a new key shares the upstream's own circuit, which so hears of an outage that is wider than its room.
 """
 
 from __future__ import annotations
@@ -12,29 +13,48 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
+from itertools import chain
 from math import inf
 from random import random as uniform
-from typing import NamedTuple
+from typing import cast
 
 from gateway.arguments import canonical
 from gateway.breaker import BreakerSnapshot, CircuitBreaker, State, StateName
 from gateway.context import Clock
-from gateway.outcome import CircuitOpen
+from gateway.outcome import CircuitOpen, ConfigError
 from gateway.policy import BreakerPolicy
 
 log = logging.getLogger("gateway")
 
 OnChange = Callable[[Hashable, CircuitBreaker, StateName, StateName, float], None]
+LOOKS = 16
+"""How many circuits that were needed are looked at again for one new key: to look at all would cost much."""
 LOOK_AGAIN_AFTER = 1.0
-"""Seconds for which it is believed that no circuit may go: looking at all of them for each new key would cost much."""
+"""Seconds in which each of them is looked at again; no sooner, as long as new keys come."""
+BY_HAND = 100
+"""Circuits over `max_circuits` that operators may have made, by asking for them by key."""
 
 
-class Kept(NamedTuple):
-    """A circuit, the user's own key of it, and what tells it from a later one of the same key."""
+class OfOperation:
+    """The key of an operation's own circuit. It is shown as the operation's name, and is no user's key of that name."""
 
-    key: Hashable
-    breaker: CircuitBreaker
-    token: object
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Kept:
+    """A circuit, the key that is shown for it, and what tells it from a later one of the same key."""
+
+    __slots__ = ("breaker", "key", "name", "token", "unused_since")
+
+    def __init__(self, name: Hashable, key: Hashable, breaker: CircuitBreaker, token: object) -> None:
+        self.name = name
+        self.key = key.name if type(key) is OfOperation else key
+        self.breaker = breaker
+        self.token = token
+        self.unused_since = inf
 
 
 class Circuits:
@@ -60,37 +80,61 @@ class Circuits:
         self._clock = clock
         self._on_change = on_change
         self._random = random
-        self._kept: OrderedDict[Hashable, Kept] = OrderedDict()  # the least recently used first
+        # Those that may perhaps go, the least recently used first; and those that could not when they were looked at,
+        # until somebody asks for them or they close. So a new key finds one at once, however many are needed.
+        self._known: OrderedDict[Hashable, Kept] = OrderedDict()
+        self._needed: OrderedDict[Hashable, Kept] = OrderedDict()
         self._isolated = False
-        self._stuck_until = -inf
+        self._look_again_at = -inf
         self._warned: set[str] = set()
 
     def of(self, key: Hashable) -> CircuitBreaker:
-        """The circuit of this key, made if need be; it is the most recently used then. TypeError if it has no hash."""
+        """The circuit of this key, made if need be; it is the most recently used then. TypeError if it has no hash.
+
+        Where there is no room for one more it is the upstream's own.
+        """
         name = key if type(key) is str else name_of(key)
-        kept = self._kept.get(name)
-        if kept is None:
-            return self._make(name, key)
-        self._kept.move_to_end(name)
-        return kept.breaker
+        kept = self._known.get(name)
+        if kept is not None:  # as `_used` does it, for the commonest case
+            self._known.move_to_end(name)
+            return kept.breaker
+        kept = self._used(name)
+        if kept is not None:
+            return kept.breaker
+        return self._make(name, key) if self._has_room() else self.shared
+
+    def own(self, key: Hashable) -> CircuitBreaker:
+        """The circuit of this key, and of no other: for operators. ConfigError where too many were made by hand."""
+        name = name_of(key)
+        kept = self._used(name)
+        if kept is not None:
+            return kept.breaker
+        if not self._has_room() and len(self) >= self._policy.max_circuits + BY_HAND:
+            problem = f"there are {len(self)} circuits with a key, and none may go, so {key!r} can have none of its own"
+            remedy = "restore() some that are isolated, or raise breaker.max_circuits"
+            raise ConfigError(f"{self.name} breaker.max_circuits", problem, remedy)
+        return self._make(name, key)
 
     def peek(self, key: Hashable) -> CircuitBreaker | None:
         """The circuit of this key, if there is one of its own."""
-        kept = self._kept.get(name_of(key))
+        kept = self._find(name_of(key))
         return None if kept is None else kept.breaker
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._known) + len(self._needed)
 
     def __iter__(self) -> Iterator[tuple[Hashable, CircuitBreaker]]:
-        """Keys and circuits, the least recently used first."""
-        return iter([(kept.key, kept.breaker) for kept in self._kept.values()])
+        """Keys and circuits: those that may not go first, then the least recently used first."""
+        return iter([(kept.key, kept.breaker) for kept in self._all()])
 
     def snapshots(self) -> dict[Hashable, BreakerSnapshot]:
-        """Each as it is now, by the user's own key. Of keys that Python takes for one, the later show their types."""
+        """Each as it is now, by the user's own key. Of keys that Python takes for one, the later show their types.
+
+        So does a user's key that is the name of an operation with a circuit of its own.
+        """
         seen: dict[Hashable, BreakerSnapshot] = {}
-        for key, breaker in self:
-            seen[name_of(key) if key in seen else key] = breaker.snapshot()
+        for kept in sorted(self._all(), key=lambda kept: type(kept.name) is not OfOperation):
+            seen[typed(kept.key) if kept.key in seen else kept.key] = kept.breaker.snapshot()
         return seen
 
     @property
@@ -101,11 +145,16 @@ class Circuits:
     @policy.setter
     def policy(self, policy: BreakerPolicy) -> None:
         self._policy = policy
-        self._stuck_until = -inf
         for _, breaker in self:
             breaker.policy = policy
-        while len(self._kept) > policy.max_circuits and self._drop_one():
+        self._look_at_all_again()
+        while len(self) > policy.max_circuits and self._drop_one():
             pass
+
+    @property
+    def isolated(self) -> bool:
+        """Whether all are, and those that are made from now on, save such as were restored by key."""
+        return self._isolated
 
     def isolate(self) -> None:
         """Refuse everybody, whatever the key, until `restore()`."""
@@ -116,53 +165,92 @@ class Circuits:
     def restore(self) -> None:
         """Close all of them, with empty windows."""
         self._isolated = False
+        self._look_at_all_again()
         for _, breaker in self:
             breaker.restore()
 
     def restart(self, clock: Clock) -> None:
         """Begin anew by another clock; what an operator isolated stays so."""
         self._clock = clock
-        self._stuck_until = -inf
         for _, breaker in self:
             breaker.restart(clock)
+        self._look_at_all_again()
+
+    def _all(self) -> Iterator[Kept]:
+        return chain(self._needed.values(), self._known.values())
+
+    def _find(self, name: Hashable) -> Kept | None:
+        return self._known.get(name) or self._needed.get(name)
+
+    def _used(self, name: Hashable) -> Kept | None:
+        """What is kept under this name; it is the most recently used then."""
+        kept = self._known.get(name)
+        if kept is not None:
+            self._known.move_to_end(name)
+        elif (kept := self._needed.pop(name, None)) is not None:
+            self._known[name] = kept
+        return kept
 
     def _make(self, name: Hashable, key: Hashable) -> CircuitBreaker:
-        if len(self._kept) >= self._policy.max_circuits:
-            self._warn_once("%s: %s circuits have a key, breaker.max_circuits; the least recently used closed ones go")
-            if not self._drop_one():
-                self._warn_once(
-                    "%s: %s circuits have a key, and none may go; new keys share the upstream's own circuit"
-                )
-                return self.shared
         token = object()
         breaker = CircuitBreaker(
             self._policy, clock=self._clock, random=self._random, on_change=partial(self._changed, name, token)
         )
         if self._isolated:
             breaker.isolate()  # born so: there is no transition to tell of
-        self._kept[name] = Kept(key, breaker, token)
+        self._known[name] = Kept(name, key, breaker, token)
         return breaker
 
+    def _has_room(self) -> bool:
+        """Whether there is room for one more, after making some if need be."""
+        while len(self) >= self._policy.max_circuits:
+            self._warn_once("%s: %s circuits have a key, breaker.max_circuits; the least recently used closed ones go")
+            if not self._drop_one():
+                self._warn_once(
+                    "%s: %s circuits have a key, and none may go; new keys share the upstream's own circuit"
+                )
+                return False
+        return True
+
     def _drop_one(self) -> bool:
-        """Drop the least recently used circuit that may go. Those that may not are looked at last, the next time."""
+        """Drop a circuit that may go, the least recently used first. Each look is paid for by a call, or bounded."""
+        if self._isolated:
+            return False  # what was restored by key would come back isolated
         now = self._clock()
-        if now < self._stuck_until:
-            return False
-        for _ in range(len(self._kept)):
-            name = next(iter(self._kept))
-            if self._kept[name].breaker.at_rest:
-                del self._kept[name]
+        while self._known:
+            name, kept = self._known.popitem(last=False)
+            if not kept.breaker.in_use and not kept.breaker.would_be_missed(now):
                 return True
-            self._kept.move_to_end(name)
-        self._stuck_until = now + LOOK_AGAIN_AFTER
+            kept.unused_since = now
+            self._needed[name] = kept
+        if now < self._look_again_at:
+            return False
+        for _ in range(min(LOOKS, len(self._needed))):
+            name, kept = self._needed.popitem(last=False)
+            if not kept.breaker.in_use:
+                if not kept.breaker.would_be_missed(now):
+                    return True
+                if kept.breaker.is_stale(now, kept.unused_since):
+                    self._warn_once(
+                        "%s: %s circuits have a key, and all are needed; those that refuse nobody any more, and that "
+                        "nobody came for in longer than breaker.open_cap, go"
+                    )
+                    return True
+            self._needed[name] = kept
+        self._look_again_at = now + LOOK_AGAIN_AFTER * min(1.0, LOOKS / len(self._needed))
         return False
 
+    def _look_at_all_again(self) -> None:
+        self._look_again_at = -inf
+        self._needed.update(self._known)
+        self._known, self._needed = self._needed, OrderedDict()
+
     def _changed(self, name: Hashable, token: object, before: StateName, after: StateName, at: float) -> None:
-        kept = self._kept.get(name)
+        kept = self._find(name)
         if kept is None or kept.token is not token:
             return  # it was dropped, and calls that were in flight then still report to it
         if after == "closed":
-            self._stuck_until = -inf
+            self._used(name)
         self._on_change(kept.key, kept.breaker, before, after, at)
 
     def _warn_once(self, message: str) -> None:
@@ -172,13 +260,17 @@ class Circuits:
 
 
 class Asked:
-    """A circuit as one caller sees it: what the engine asks of a circuit, with the caller passed on."""
+    """A circuit as one caller sees it: what the engine asks of a circuit, with the caller passed on.
 
-    __slots__ = ("breaker", "caller")
+    One of whom nobody knows who he is is let in like the others, and what he says does not count (`counts=False`).
+    """
 
-    def __init__(self, breaker: CircuitBreaker, caller: Hashable) -> None:
+    __slots__ = ("breaker", "caller", "counts")
+
+    def __init__(self, breaker: CircuitBreaker, caller: Hashable, *, counts: bool = True) -> None:
         self.breaker = breaker
         self.caller = caller
+        self.counts = counts
 
     @property
     def slow_beyond(self) -> float:
@@ -195,7 +287,7 @@ class Asked:
 
     def leave(self, state: State, now: float, failed: bool | None, slow: bool) -> None:  # noqa: FBT001 - as the circuit's
         """How it went (None: evidence of nothing)."""
-        self.breaker.leave(state, now, failed, slow, self.caller)
+        self.breaker.leave(state, now, failed if self.counts else None, slow, self.caller)
 
     def leave_refused(self, state: State, now: float) -> None:
         """It was refused: evidence of nothing, but whoever refuses is alive."""
@@ -203,7 +295,8 @@ class Asked:
 
     def hold(self, until: float) -> None:
         """The upstream asked this caller to leave it alone until this instant."""
-        self.breaker.hold(until, self.caller)
+        if self.counts:
+            self.breaker.hold(until, self.caller)
 
     def held_for(self, now: float) -> float:
         """Seconds for which the upstream still wants to be left alone."""
@@ -216,9 +309,19 @@ class Asked:
 
 def name_of(key: Hashable) -> Hashable:
     """What tells a key from those that Python takes for the same (1, 1.0 and True). A str is its own name."""
-    if type(key) is str:
+    if type(key) is str or type(key) is OfOperation:
         return key
     try:
         return canonical(key)
     except (AttributeError, TypeError, RecursionError):  # of the user's own kind: its own equality tells
         return ("", type(key), key)
+
+
+def typed(key: Hashable) -> Hashable:
+    """A key with its type, for showing."""
+    return (str, key) if type(key) is str else name_of(key)
+
+
+def breaker_of(circuit: object) -> CircuitBreaker:
+    """The circuit itself, whoever asks."""
+    return circuit.breaker if isinstance(circuit, Asked) else cast("CircuitBreaker", circuit)

@@ -37,7 +37,7 @@ from fallbacks.tiers import Alternate, Static, handler
 from gateway.arguments import Arguments, Keys, Namer, namer
 from gateway.blocking import Visit, refuse_on_a_loop
 from gateway.call import Call, Circuit
-from gateway.circuits import Asked
+from gateway.circuits import Asked, OfOperation, breaker_of
 from gateway.context import AMBIENT, HALF_MICROSECOND, Deadline, Tries, leave, tries_under
 from gateway.counts import Counts, Histogram, LatencySnapshot, Tally
 from gateway.events import AttemptFailed, CallFinished
@@ -191,9 +191,13 @@ class Operation(Generic[P, T]):
         self._keys = Keys(upstream.name, name, self._arguments, key=key, identity=identity)
         self._own_timeout = timeout
         where = f"{upstream.name}.{name}"
+        self.circuit_key: OfOperation | None = None  # of a circuit of its own
         self._circuit_by: Namer | None = None
         if circuit_by is not None:
-            by = (lambda: name) if circuit_by == "operation" else cast("Callable[..., Hashable]", circuit_by)
+            by = cast("Callable[..., Hashable]", circuit_by)
+            if circuit_by == "operation":
+                self.circuit_key = own = OfOperation(name)
+                by = lambda: own  # noqa: E731
             self._circuit_by = namer(f"{where} circuit_by=", by)
         self._names_caller = None if caller is None else namer(f"{where} caller=", caller)
         self._caller: Namer | None = None  # where callers are told apart
@@ -245,6 +249,7 @@ class Operation(Generic[P, T]):
         bulkhead, breaker = upstream.bulkhead, call.breaker or upstream.breaker
         if not bulkhead.acquire_nowait():
             await self._queue(call, breaker)
+            breaker = call.breaker or breaker  # callers may be told apart since
         try:
             sent_at = call.at
             if sent_at >= call.cutoff:  # a function that never suspends would be sent all the same
@@ -510,6 +515,8 @@ class Operation(Generic[P, T]):
             return  # its loop was closed under it, and it was counted then
         if call.source is not None:  # a tier's: `ask` keeps no answer, or its error would lead back to it
             ended = call.source
+        if self._circuit_by is not None:
+            breaker_of(call.breaker).in_use -= 1
         self.tally.ended[ended] += 1
         if self.upstream.listeners.call_finished:
             self._tell_finished(call, ended)
@@ -535,12 +542,15 @@ class Operation(Generic[P, T]):
         listeners.tell(listeners.call_finished, event)
 
     def _circuit_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Circuit:
-        """The circuit of a call: that of its key, as its caller sees it."""
+        """The circuit of a call: that of its key, as its caller sees it. It is held until the call is over."""
         breaker = self.upstream.breaker
-        key = None if self._circuit_by is None else self._circuit_by(args, kwargs)
-        if key is not None:
-            breaker = self.upstream.circuits.of(key)
-        return breaker if self._caller is None else Asked(breaker, self._caller(args, kwargs))
+        caller = None if self._caller is None else self._caller(args, kwargs)
+        if self._circuit_by is not None:
+            key = self._circuit_by(args, kwargs)
+            if key is not None:
+                breaker = self.upstream.circuits.of(key)
+            breaker.in_use += 1
+        return breaker if self._caller is None else Asked(breaker, caller)
 
     def _scope(self, at: float) -> Deadline:
         return Deadline(at, self.upstream.clock, self.upstream.gateway)
@@ -660,11 +670,19 @@ class Operation(Generic[P, T]):
         """Go by these numbers from the next call, or try, on."""
         self._timeout = timeout
         self._call_for = timeout.call
-        self._caller = self._names_caller if policy.breaker.min_callers > 1 else None
+        before, self._caller = self._caller, self._names_caller if policy.breaker.min_callers > 1 else None
+        if before is None and self._caller is not None:
+            self._take_no_word_of_calls_under_way()
         evidence = policy.breaker.evidence_after
         self._evidence_after = min(0.5, timeout.attempt / 2) if evidence is None else evidence
         self._fallback.timeout, self._fallback.limit = policy.fallback_timeout, policy.fallback_limit
         self._reserve = self._fallback.reserve
+
+    def _take_no_word_of_calls_under_way(self) -> None:
+        """Callers are told apart from now on, and of these calls nobody asked who makes them."""
+        for call in self.calls:
+            if type(call.breaker) is not Asked:
+                call.breaker = Asked(breaker_of(call.breaker or self.upstream.breaker), None, counts=False)
 
     def take_lane(self) -> None:
         """Limit tries by the lane of the loop that is open now."""

@@ -217,12 +217,14 @@ class BreakerPolicy:
     min_callers: Annotated[int, Quantity("count", least=1, most=MOST_CALLERS, endless=False)] = 1
     """How many callers must be hit: opens only if the rates hold with the worst `min_callers` - 1 of them left out, so
     that one who sends what always fails does not close the upstream for all. Needs `caller=`. 1: nobody is told apart.
-    """
+    In half-open a caller whose probe succeeded may have another while none is out, so one healthy caller can close the
+    circuit alone; one whose probe fails, or hangs, has no other, and can neither open it again nor keep it open."""
     ramp_for: Annotated[float, Quantity("seconds", endless=False)] = 0.0
     """After half-open, the share of calls let in grows from a tenth to all of them over these seconds; a service that
     has just come back is not hit by everything at once. 0 = all at once. Source: Envoy's slow start."""
     max_circuits: BoundedCount = 1000
-    """Circuits of their own that `circuit_by=` may make; over it the least recently used one that is closed goes."""
+    """Circuits of their own that `circuit_by=` may make; over it the least recently used one without failures of late
+    goes, and where there is none a new key shares the upstream's own."""
     enforce: bool = True
     """False: count and show what would have been refused, refuse nothing."""
 

@@ -98,12 +98,14 @@ class Open:
 class HalfOpen:
     """A few probes are admitted, and the first verdicts decide. `seen_alive`: a refusal came back, so it answers.
 
-    `left_out`: so many bad verdicts do not count. Then a caller has one probe, and as many more are admitted.
+    `left_out`: so many bad verdicts do not count. Then callers are told apart, and as many more probes are admitted: a
+    caller has one, and where that went well another while none is out. So each has one bad verdict at the most.
     """
 
     name: ClassVar[Literal["half_open"]] = "half_open"
     __slots__ = (
-        "_callers", "ends_at", "in_a_row", "left_out", "probes", "probes_left", "rejected", "seen_alive", "window",
+        "_bad", "_out", "_well", "ends_at", "in_a_row", "left_out", "probes", "probes_left", "rejected", "seen_alive",
+        "window",
     )  # fmt: skip
 
     def __init__(self, probes: int, ends_at: float, in_a_row: int, left_out: int = 0) -> None:
@@ -111,7 +113,10 @@ class HalfOpen:
         self.probes = probes
         self.probes_left = probes + left_out
         self.left_out = left_out
-        self._callers: set[Hashable] = set()  # who has, or had, a probe; stays empty where they are not told apart
+        # Callers, by what became of their probes. All three stay empty where they are not told apart.
+        self._out: set[Hashable] = set()
+        self._well: set[Hashable] = set()
+        self._bad: set[Hashable] = set()
         self.ends_at = ends_at
         self.in_a_row = in_a_row
         self.seen_alive = False
@@ -119,35 +124,49 @@ class HalfOpen:
 
     def has_room_for(self, caller: Hashable) -> bool:
         """Whether this caller may have a probe."""
-        return self.probes_left > 0 and caller not in self._callers
+        if self.probes_left <= 0 or caller in self._out or caller in self._bad:
+            return False
+        return not self._out or caller not in self._well  # who had one comes after those who had none
 
     def take_probe(self, caller: Hashable) -> Self:
         """One probe less; the leave to try."""
         self.probes_left -= 1
         if self.left_out:
-            self._callers.add(caller)
+            self._out.add(caller)
         return self
 
     def give_back(self, caller: Hashable) -> None:
         """A probe that gave no verdict is anybody's again."""
         self.probes_left += 1
-        self._callers.discard(caller)
+        self._out.discard(caller)
 
-    def judge(self, failure_rate: float, slow_rate: float, least: float) -> bool | None:
-        """Whether the upstream is well; None while fewer verdicts than `least` are left when the worst are left out."""
+    def record(self, now: float, failed: bool, slow: bool, caller: Hashable) -> None:  # noqa: FBT001 - as Window says
+        """The verdict of a probe."""
+        self.window.record(now, failed, slow)
+        if self.left_out:
+            self._out.discard(caller)
+            (self._bad if failed or slow else self._well).add(caller)
+
+    def judge(self, failure_rate: float, slow_rate: float, least: float, hanging: int = 0) -> bool | None:
+        """Whether the upstream is well; None while fewer verdicts than `least` are left when the worst are left out.
+
+        Probes that are `hanging` are bad.
+        """
         window = self.window
-        for bad, rate in ((window.failures, failure_rate), (window.slow, slow_rate)):
+        for seen, rate in ((window.failures, failure_rate), (window.slow, slow_rate)):
+            bad = seen + hanging
             left_out = min(bad, self.left_out)
-            rest = window.calls - left_out
+            rest = window.calls + hanging - left_out
             if rest < least:
                 return None
             if (bad - left_out) / rest >= rate * ALMOST_ONE:
                 return False
         return True
 
-    def all_have_answered(self) -> bool:
-        """Whether callers are told apart, and no probe is out."""
-        return bool(self.left_out) and self.probes_left + self.window.calls == self.window.size
+    @property
+    def probes_out(self) -> int:
+        """Probes that have not reported yet."""
+        return self.window.size - self.window.calls - self.probes_left
 
 
 class Isolated:

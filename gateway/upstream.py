@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from asyncio import AbstractEventLoop, Task, current_task
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import partial
 from inspect import (
     isasyncgenfunction,
@@ -42,6 +43,7 @@ log = logging.getLogger("gateway")
 
 P = ParamSpec("P")
 T = TypeVar("T")
+KEYS_SHOWN = 10
 NO_LOOP = object()
 """In the place of a loop while there is none: no task is ever current on it, so calls take the slow way in."""
 
@@ -342,26 +344,44 @@ class Upstream:
         return self._warnings
 
     def circuit(self, key: Hashable) -> CircuitBreaker:
-        """The circuit of the calls with this key, as `circuit_by=` names it; made if there is none yet."""
-        return self.circuits.of(key)
+        """The circuit of the calls with this key, as `circuit_by=` names it; made if there is none yet.
+
+        None: the upstream's own. The name of an operation with `circuit_by="operation"` is that operation's. One that
+        nobody needs may make room for another, so ask for it each time. ConfigError where there is no room for one.
+        """
+        return self.breaker if key is None else self.circuits.own(self._meant(key))
 
     def isolate(self, key: Hashable = None) -> None:
-        """Send nothing any more: every call is answered by its fallbacks, until `restore()`. With a key: its calls."""
+        """Send nothing any more: every call is answered by its fallbacks, until `restore()`.
+
+        With a key, as of `circuit()`: its calls, and no others. Without one, or with None: all, whatever their key.
+        """
         if key is not None:
-            self.circuits.of(key).isolate()
+            self.circuit(key).isolate()
         else:
             self.breaker.isolate()
             self.circuits.isolate()
 
     def restore(self, key: Hashable = None) -> None:
-        """Close all circuits, with empty windows. With a key: that one; UnknownName if there is none."""
+        """Close all circuits, with empty windows. With a key, as of `circuit()`: that one; UnknownName if it has none.
+
+        While all are isolated, a key lets in the calls of that key alone. None: all of them.
+        """
         if key is None:
             self.breaker.restore()
             self.circuits.restore()
-        elif (breaker := self.circuits.peek(key)) is not None:
+        elif self.circuits.isolated:
+            self.circuit(key).restore()
+        elif (breaker := self.circuits.peek(self._meant(key))) is not None:
             breaker.restore()
         else:
-            raise UnknownName.among(f"{self.name} circuit", str(key), map(str, self.circuits.snapshots()))
+            raise no_circuit(self.name, key, self.circuits.snapshots())
+
+    def _meant(self, key: Hashable) -> Hashable:
+        """The key inside: an operation's name stands for its own circuit, if it has one."""
+        operation = self._operations.get(key) if type(key) is str else None
+        own = None if operation is None else operation.circuit_key
+        return key if own is None else own
 
     def snapshot(self) -> UpstreamSnapshot:
         """The upstream as it is now; needs no running loop."""
@@ -499,6 +519,15 @@ class Upstream:
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name}>"
+
+
+def no_circuit(upstream: str, key: Hashable, known: Iterable[Hashable]) -> UnknownName:
+    """The error for a key that has no circuit. Keys are shown with their types, and no more than a few of them."""
+    keys = sorted(map(repr, known))
+    near = get_close_matches(repr(key), keys, n=1)
+    some = ", ".join(keys[:KEYS_SHOWN]) + (f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else "")
+    remedy = f"did you mean {near[0]}?" if near else f"known are: {some or 'none yet'}"
+    return UnknownName(f"{upstream} circuit", f"there is no {key!r}", remedy)
 
 
 def check_policy(name: str, policy: object) -> None:

@@ -29,6 +29,7 @@ from gateway import (
     UnknownName,
     Upstream,
 )
+from gateway.testing import assert_nothing_left
 from tests.support import NEVER_OPENS, ONE_TRY, Boom, counted, ended, gone, now
 
 QUICK = Policy(retry=ONE_TRY, breaker=BreakerPolicy(min_calls=2, probes=1))
@@ -637,3 +638,320 @@ async def test_a_class_without_a_wait_of_its_own_waits_as_the_rest(gate: Gateway
     await ask()
 
     assert tried[1] == tried[0]
+
+
+# -- no room for one more circuit
+
+
+FULL = BreakerPolicy(min_calls=2, probes=1, max_circuits=1)
+
+
+def recorded(upstream: Upstream, **declared):
+    """An operation that fails for ada, takes a second, and writes down whom it was asked for."""
+    sent: list[str] = []
+
+    @upstream.operation(idempotent=True, **declared)
+    async def ask(tenant: str) -> str:
+        sent.append(tenant)
+        if tenant == "ada":
+            raise Boom
+        await asyncio.sleep(1.0)
+        return tenant
+
+    return ask, sent
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("key", [None, "ada"])
+async def test_isolating_reaches_a_call_in_its_pause_whatever_was_asked_since(gate: Gateway, key: str | None) -> None:
+    policy = Policy(retry=RetryPolicy(attempts=2, wait=wait_fixed(1.0)), breaker=FULL)
+    up = gate.upstream("up", policy=policy)
+    ask, sent = recorded(up, circuit_by=lambda tenant: tenant)
+    pausing = asyncio.ensure_future(ended(ask("ada")))
+    await asyncio.sleep(0.1)
+    others = asyncio.gather(ask("bob"), ask("cy"))
+    await asyncio.sleep(0.1)
+
+    up.isolate(key)
+    error = await pausing
+    await others
+
+    assert isinstance(error, Failed)
+    assert sent == ["ada", "bob", "cy"]
+
+
+@pytest.mark.virtual_time
+async def test_isolating_reaches_a_call_in_the_queue_whatever_was_asked_since(gate: Gateway) -> None:
+    up = gate.upstream("up", policy=Policy(bulkhead=BulkheadPolicy(limit=1, queue=9), breaker=FULL))
+    ask, sent = recorded(up, circuit_by=lambda tenant: tenant)
+    calls = []
+    for tenant in ("bob", "cy", "dee"):
+        calls.append(asyncio.ensure_future(ended(ask(tenant))))
+        await asyncio.sleep(0)
+
+    up.isolate()
+    endings = await asyncio.gather(*calls)
+
+    assert sent == ["bob"]
+    assert [type(ending) for ending in endings] == [str, CircuitOpen, CircuitOpen]
+
+
+@pytest.mark.virtual_time
+async def test_what_calls_in_flight_will_tell_is_not_lost(gate: Gateway) -> None:
+    up = gate.upstream("up", policy=Policy(retry=ONE_TRY, breaker=FULL))
+
+    @up.operation(idempotent=True, circuit_by=lambda tenant: tenant)
+    async def ask(tenant: str) -> str:
+        if tenant == "ada":
+            await asyncio.sleep(1.0)
+            raise Boom
+        return tenant
+
+    calls = [asyncio.ensure_future(ended(ask("ada"))) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    await ask("bob")
+    await asyncio.gather(*calls)
+
+    assert isinstance(await ended(ask("ada")), CircuitOpen)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("ending", ["answered", "failed", "refused", "cancelled", "rejected", "no caller"])
+async def test_a_circuit_is_held_by_its_calls_until_they_end_however_they_do(gate: Gateway, ending: str) -> None:
+    up = gate.upstream("up", policy=Policy(retry=ONE_TRY, breaker=replace(FULL, min_callers=2)))
+
+    def who(tenant: str) -> str:
+        if ending == "no caller":
+            raise LookupError
+        return tenant
+
+    @up.operation(idempotent=True, circuit_by=lambda tenant: tenant, caller=who)
+    async def ask(tenant: str) -> None:
+        await asyncio.sleep(1.0)
+        if ending == "failed":
+            raise Boom
+        if ending == "refused":
+            raise Refused
+
+    if ending == "rejected":
+        up.isolate("ada")
+    calls = [asyncio.ensure_future(ask("ada")) for _ in range(3)]
+    await asyncio.sleep(0.5)
+    held = up.circuit("ada").in_use
+    if ending == "cancelled":
+        for call in calls:
+            call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+    assert held == (0 if ending in {"rejected", "no caller"} else 3)
+    assert up.circuit("ada").in_use == 0
+
+
+@pytest.mark.virtual_time
+async def test_a_slot_holds_its_circuit_as_a_call_does(gate: Gateway) -> None:
+    up = gate.upstream("up", policy=Policy(breaker=FULL))
+    tenant: ContextVar[str] = ContextVar("tenant", default="ada")
+    ask, _ = recorded(up, circuit_by=lambda tenant: tenant)
+
+    async with up.slot(circuit_by=tenant):
+        await ask("bob")
+        held = list(up.snapshot().circuits)
+    await ask("bob")
+
+    assert held == ["ada"]
+    assert list(up.snapshot().circuits) == ["bob"]
+
+
+def test_calls_of_a_loop_that_was_closed_hold_their_circuits_no_more() -> None:
+    gate = Gateway()
+    up = gate.upstream("up", policy=QUICK)
+    ask, _ = recorded(up, circuit_by=lambda tenant: tenant)
+    loop = asyncio.new_event_loop()
+    left = loop.create_task(ask("bob"))
+    loop.run_until_complete(asyncio.sleep(0))
+    held = up.circuit("bob").in_use
+    loop.close()
+
+    asyncio.run(ended(ask("ada")))
+
+    assert (held, up.circuit("bob").in_use) == (1, 0)
+    left.get_coro().close()
+    assert up.circuit("bob").in_use == 0
+
+
+@pytest.mark.virtual_time
+async def test_isolating_one_key_never_isolates_the_upstream(gate: Gateway) -> None:
+    up = gate.upstream("up", policy=Policy(retry=ONE_TRY, breaker=replace(FULL, max_circuits=2)))
+    ask = failing_for(up, "ada", "bob", circuit_by=lambda tenant: tenant)
+    for tenant in ("ada", "bob"):
+        await twice(ask, tenant)
+
+    up.isolate("evil")
+    others = [await ask("good"), await ask("other")]
+    evil = await ended(ask("evil"))
+    up.restore("evil")
+
+    assert others == ["good", "other"]
+    assert isinstance(evil, CircuitOpen)
+    assert await ask("evil") == "evil"
+    assert up.circuit("evil") is not up.breaker
+
+
+@pytest.mark.virtual_time
+async def test_more_keys_than_there_is_room_for_do_not_hide_a_dead_upstream(gate: Gateway) -> None:
+    up = gate.upstream("up", policy=Policy(retry=ONE_TRY, breaker=BreakerPolicy(max_circuits=10)))
+    ask = failing_for(up, "ada", circuit_by=TENANT)
+
+    for _ in range(100):
+        for number in range(11):
+            TENANT.set(f"tenant {number}")
+            await ended(ask("ada"))
+
+    assert up.snapshot().counts.attempts == 110
+
+
+@pytest.mark.virtual_time
+async def test_a_week_after_an_outage_there_is_room_again(gate: Gateway) -> None:
+    up = gate.upstream("up", policy=Policy(retry=ONE_TRY, breaker=replace(FULL, max_circuits=3)))
+    ask = failing_for(up, "a", "b", "c", "bad", circuit_by=lambda tenant: tenant)
+    for tenant in "abc":
+        await twice(ask, tenant)
+    await asyncio.sleep(7 * 24 * 3600)
+
+    await twice(ask, "bad")
+
+    assert await ask("good") == "good"
+    assert up.snapshot().circuits["bad"].state == "open"
+
+
+# -- by hand
+
+
+def test_none_is_the_key_of_the_upstreams_own_circuit() -> None:
+    up = Gateway().upstream("up")
+
+    assert up.circuit(None) is up.breaker
+    assert up.snapshot().circuits == {}
+
+
+@pytest.mark.virtual_time
+async def test_while_all_are_isolated_one_key_can_be_let_in_and_stays_so(gate: Gateway) -> None:
+    up = gate.upstream("up", policy=Policy(retry=ONE_TRY, breaker=replace(FULL, max_circuits=2)))
+    ask = failing_for(up, circuit_by=lambda tenant: tenant)
+
+    up.isolate()
+    up.restore("acme")
+    endings = [await ended(ask(tenant)) for tenant in ("acme", "bob", "cy", "dee", "acme")]
+
+    assert [type(ending) for ending in endings] == [str, CircuitOpen, CircuitOpen, CircuitOpen, str]
+
+
+@pytest.mark.virtual_time
+async def test_a_tenant_of_an_operations_name_does_not_share_its_circuit(gate: Gateway) -> None:
+    up, heard = gate.upstream("up", policy=QUICK), []
+    gate.on(CircuitChanged)(heard.append)
+    search = failing_for(up, name="search", circuit_by="operation")
+    orders = failing_for(up, "search", name="orders", circuit_by=lambda tenant: tenant)
+
+    await twice(orders, "search")
+    tenants = await ended(orders("search"))
+    operations = await search("anything")
+    seen = up.snapshot().circuits
+    up.isolate("search")
+
+    assert isinstance(tenants, CircuitOpen)
+    assert operations == "anything"
+    assert {key: one.state for key, one in seen.items()} == {"search": "closed", (str, "search"): "open"}
+    assert isinstance(await ended(search("anything")), CircuitOpen)
+    assert [(one.key, one.after) for one in heard] == [("search", "open"), ("search", "isolated")]
+    up.restore("search")
+    assert await search("anything") == "anything"
+
+
+def test_a_key_that_has_no_circuit_is_shown_with_its_type_beside_a_few_that_have() -> None:
+    up = Gateway().upstream("up")
+    for number in range(20):
+        up.circuit(number)
+
+    with pytest.raises(UnknownName, match="there is no '7'; ") as one:
+        up.restore("7")
+    with pytest.raises(UnknownName) as another:
+        up.restore("tenant")
+    with pytest.raises(UnknownName, match="known are: none yet"):
+        Gateway().upstream("up").restore("tenant")
+
+    assert "mean '7'" not in str(one.value)
+    assert str(another.value) == (
+        "up circuit: there is no 'tenant'; known are: 0, 1, 10, 11, 12, 13, 14, 15, 16, 17 and 10 more"
+    )
+
+
+# -- callers are told apart from now on
+
+
+@pytest.mark.virtual_time
+async def test_one_caller_opens_no_circuit_though_his_calls_began_before_callers_were_told_apart(gate: Gateway) -> None:
+    retry = RetryPolicy(attempts=2, wait=wait_fixed(0.5), budget=None)
+    up = gate.upstream("up", policy=Policy(retry=retry, bulkhead=BulkheadPolicy(limit=15, queue=50, max_wait=9.0)))
+
+    @up.operation(idempotent=True, caller=lambda who: who)
+    async def ask(who: str) -> None:
+        await asyncio.sleep(0.5)
+        raise NotSent("no")
+
+    before = [asyncio.ensure_future(ended(ask("mallory"))) for _ in range(30)]  # in flight, and in the queue
+    await asyncio.sleep(0.1)
+    up.tune_fields({"breaker.min_callers": 2})
+    after = [asyncio.ensure_future(ended(ask("mallory"))) for _ in range(15)]
+    await asyncio.gather(*before, *after)
+
+    seen = up.snapshot().breaker
+    assert (seen.state, seen.failures, seen.calls) == ("closed", 30, 30)
+
+
+@pytest.mark.virtual_time
+async def test_a_call_of_a_key_that_began_before_holds_its_circuit_to_the_end(gate: Gateway) -> None:
+    up = gate.upstream("up", policy=QUICK)
+    ask, _ = recorded(up, circuit_by=lambda tenant: tenant, caller=lambda tenant: tenant)
+    call = asyncio.ensure_future(ask("bob"))
+    await asyncio.sleep(0.1)
+
+    up.tune_fields({"breaker.min_callers": 2})
+    held = up.circuit("bob").in_use
+    await call
+
+    assert (held, up.circuit("bob").in_use, up.circuit("bob").snapshot().calls) == (1, 0, 0)
+
+
+@pytest.mark.virtual_time
+async def test_who_was_named_while_callers_were_told_apart_stays_so(gate: Gateway) -> None:
+    up = attacked(gate)
+    ask, _ = recorded(up, caller=lambda tenant: tenant)
+    call = asyncio.ensure_future(ask("bob"))
+    await asyncio.sleep(0.1)
+
+    up.tune_fields({"breaker.min_callers": 3})
+    await call
+
+    assert up.snapshot().breaker.calls == 1
+
+
+# -- the last look round
+
+
+@pytest.mark.virtual_time
+async def test_a_probe_of_a_keys_circuit_that_never_reports_is_left_behind(gate: Gateway) -> None:
+    up = gate.upstream("up", policy=QUICK)
+    await twice(failing_for(up, "ada", circuit_by=lambda tenant: tenant), "ada")
+    await asyncio.sleep(5.1)
+    probe = up.circuit("ada").admit()
+
+    with pytest.raises(AssertionError, match="up: of the circuit 'ada', 1 probes that never reported"):
+        assert_nothing_left(gate)
+    probe.ignored()
+    up.circuit("ada").in_use += 1
+    with pytest.raises(AssertionError, match="up: of the circuit 'ada', 1 calls that hold it"):
+        assert_nothing_left(gate)
+    up.circuit("ada").in_use -= 1
+
+    assert_nothing_left(gate)

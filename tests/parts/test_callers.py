@@ -260,7 +260,7 @@ def test_one_caller_takes_one_probe_and_is_told_so_before_it_queues(clock):
     assert caught.value.retry_after == 0.0
     assert is_refused(breaker, "ada")
     assert not is_refused(breaker, "bob")
-    permit.succeeded()
+    permit.failed()
     assert is_refused(breaker, "ada")
     assert breaker.snapshot().rejected == 3
 
@@ -345,15 +345,150 @@ def test_half_open_that_ends_with_too_few_callers_goes_by_the_ones_there_were(cl
     assert state_of(ill) == "open"
 
 
-def test_a_probe_that_hangs_is_no_sign_of_health_at_the_end(clock):
+def test_who_hangs_alone_does_not_keep_it_from_closing_at_the_end(clock):
+    breaker = half_opened(clock, replace(TWO, probes=3))
+    hangs = breaker.admit("mallory")
+    asked(breaker, "ada")
+    asked(breaker, "bob")
+
+    clock.wait(9.999)
+    before = state_of(breaker)
+    clock.wait(0.001)
+
+    assert (before, state_of(breaker)) == ("half_open", "closed")
+    del hangs
+
+
+def test_more_probes_that_hang_than_may_be_left_out_are_bad(clock):
     breaker = half_opened(clock, replace(TWO, probes=3))
     asked(breaker, "ada")
-    hangs = breaker.admit("bob")
+    hang = [breaker.admit("bob"), breaker.admit("cyd")]
+
+    clock.wait(10.0)
+
+    assert state_of(breaker) == "open"
+    del hang
+
+
+def test_one_who_fails_and_one_who_hangs_are_two(clock):
+    breaker = half_opened(clock, replace(TWO, probes=3))
+    asked(breaker, "ada")
+    asked(breaker, "bob", failed=True)
+    hangs = breaker.admit("cyd")
 
     clock.wait(10.0)
 
     assert state_of(breaker) == "open"
     del hangs
+
+
+def test_who_hangs_alone_is_no_sign_of_health(clock):
+    breaker = half_opened(clock, replace(TWO, probes=3))
+    hangs = breaker.admit("mallory")
+
+    clock.wait(10.0)
+
+    assert state_of(breaker) == "open"
+    del hangs
+
+
+GROWING = replace(TWO, open_factor=2.0, probes=3)
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs", "does not come"])
+def test_openings_do_not_grow_by_what_one_caller_does(clock, how):
+    breaker = half_opened(clock, GROWING)
+    if how == "fails":
+        asked(breaker, "mallory", failed=True)
+    hangs = breaker.admit("mallory") if how == "hangs" else None
+    ended_at = clock.now + 10.0
+
+    clock.wait(10.0)
+
+    assert breaker.snapshot().open_until == pytest.approx(ended_at - 0.001 + 5.0, abs=0.002)
+    del hangs
+
+
+def test_openings_grow_by_what_two_callers_do(clock):
+    breaker = half_opened(clock, GROWING)
+    asked(breaker, "ada", failed=True)
+    hangs = breaker.admit("bob")
+    ended_at = clock.now + 10.0
+
+    clock.wait(10.0)
+
+    assert breaker.snapshot().open_until == pytest.approx(ended_at + 10.0, abs=0.002)
+    del hangs
+
+
+@pytest.mark.parametrize(("min_callers", "opening"), [(1, 40.0), (2, 5.0)])
+def test_rounds_that_nobody_looked_at_tell_nothing_of_callers_told_apart(clock, min_callers, opening):
+    policy = replace(GROWING, min_callers=min_callers, auto_half_open=True, open_cap=40.0)
+    breaker = opened(clock, policy)
+    clock.wait(100_000.0)
+    while state_of(breaker) != "open":
+        clock.wait(1.0)
+    until = breaker.snapshot().open_until
+
+    clock.now = until + 0.001 + 10.0
+
+    assert breaker.snapshot().open_until == pytest.approx(until + 10.0 + opening)
+
+
+def test_two_healthy_callers_close_it_without_a_wait(clock):
+    breaker = half_opened(clock, replace(TWO, probes=3))
+
+    asked(breaker, "ada")
+    asked(breaker, "bob")
+    before = state_of(breaker)
+    asked(breaker, "ada")
+
+    assert before == "half_open"
+    assert state_of(breaker) == "closed"
+
+
+def test_one_healthy_caller_closes_it_alone(clock):
+    breaker = half_opened(clock, replace(TWO, probes=3))
+
+    asked(breaker, "ada", times=3)
+
+    assert state_of(breaker) == "closed"
+
+
+def test_who_had_a_good_probe_comes_after_those_whose_probe_is_out(clock):
+    breaker = half_opened(clock, replace(TWO, probes=3))
+    asked(breaker, "ada")
+    permit = breaker.admit("bob")
+
+    before = is_refused(breaker, "ada"), is_refused(breaker, "cyd")
+    permit.ignored()
+
+    assert before == (True, False)
+    assert not is_refused(breaker, "ada")
+
+
+@pytest.mark.parametrize("how", ["fails", "is slow"])
+def test_a_further_probe_that_is_bad_is_that_callers_last(clock, how):
+    breaker = half_opened(clock, replace(TWO, probes=3, slow_after=1.0))
+    asked(breaker, "ada")
+    asked(breaker, "ada", failed=how == "fails", took=2.0 if how == "is slow" else 0.0)
+
+    refused_now = is_refused(breaker, "ada")
+    clock.wait(10.0)
+
+    assert refused_now
+    assert state_of(breaker) == "closed"
+
+
+def test_beside_one_who_fails_one_healthy_caller_closes_it(clock):
+    breaker = half_opened(clock, replace(TWO, probes=3))
+    asked(breaker, "mallory", failed=True)
+
+    for _ in range(3):
+        before = state_of(breaker)
+        asked(breaker, "ada")
+
+    assert (before, state_of(breaker)) == ("half_open", "closed")
 
 
 def test_a_refusal_is_a_sign_of_life_beside_one_callers_failure_and_not_beside_two(clock):
@@ -407,6 +542,65 @@ def test_callers_are_told_apart_from_the_moment_it_is_asked_for(clock):
 
     assert before == "closed"
     assert state_of(breaker) == "open"
+
+
+@pytest.mark.parametrize("ramp_for", [0.0, 100.0])
+def test_whose_call_it_was_that_began_before_nobody_knows_so_it_counts_as_nothing(clock, ramp_for):
+    breaker = breaker_of(clock, replace(TWO, min_callers=1, ramp_for=ramp_for, probes=1))
+    if ramp_for:
+        for caller in "abcd":
+            breaker.admit(caller).failed()
+        clock.wait(5.001)
+        breaker.admit().succeeded()
+        clock.wait(99.0)
+    breaker.policy = replace(breaker.policy, enforce=False)
+    permits = [breaker.admit("mallory") for _ in range(20)]
+    with_a_ramp = breaker.state
+
+    breaker.policy = replace(breaker.policy, min_callers=2, enforce=True)
+    for permit in permits:
+        permit.failed()
+    asked(breaker, "mallory", failed=True, times=4)
+
+    assert (state_of(breaker), breaker.snapshot().failures) == ("closed", 4)
+    assert (getattr(with_a_ramp, "ramp", None) is None) == (ramp_for == 0.0)
+    assert breaker.state.ramp is getattr(with_a_ramp, "ramp", None)
+
+
+def test_half_open_too_begins_to_tell_callers_apart_and_forgets_the_probes_that_are_out(clock):
+    breaker = half_opened(clock, replace(TWO, min_callers=1, probes=1))
+    ends_at = breaker.state.ends_at
+    permit = breaker.admit("mallory")
+    assert is_refused(breaker, "ada")
+
+    breaker.policy = replace(TWO, probes=1)
+    permit.failed()
+    before = breaker.snapshot()
+    asked(breaker, "mallory", failed=True)
+    asked(breaker, "ada")
+
+    assert (before.state, before.calls, before.rejected) == ("half_open", 0, 1)
+    assert state_of(breaker) == "closed"
+    assert ends_at == clock.now + 10.0
+
+
+def test_a_sign_of_life_in_half_open_is_kept_when_callers_are_told_apart(clock):
+    breaker = half_opened(clock, replace(TWO, min_callers=1))
+    breaker.admit("ada").refused()
+
+    breaker.policy = TWO
+    clock.wait(10.0)
+
+    assert state_of(breaker) == "closed"
+
+
+def test_what_is_open_stays_so_when_callers_are_told_apart(clock):
+    breaker = opened(clock, replace(TWO, min_callers=1))
+    state = breaker.state
+
+    breaker.policy = TWO
+
+    assert breaker.state is state
 
 
 def test_a_verdict_in_flight_counts_though_callers_are_told_apart_no_more(clock):

@@ -5,9 +5,9 @@ from random import Random
 
 import pytest
 
-from gateway import BreakerPolicy, CircuitBreaker, CircuitOpen
+from gateway import BreakerPolicy, CircuitBreaker, CircuitOpen, ConfigError
 from gateway.breaker import Closed
-from gateway.circuits import LOOK_AGAIN_AFTER, Asked, Circuits
+from gateway.circuits import BY_HAND, LOOK_AGAIN_AFTER, LOOKS, Asked, Circuits, OfOperation
 from tests.clock import Clock
 
 SMALL = BreakerPolicy(window_calls=4, min_calls=2, open_for=5.0, probes=1, max_circuits=3)
@@ -185,25 +185,290 @@ def test_what_ends_by_time_is_seen_within_a_second(clock, circuits):
     assert circuits.of("d") is not circuits.shared
 
 
-def test_where_none_may_go_they_are_not_looked_at_for_each_new_key(clock, heard):
+def test_where_none_may_go_they_are_not_looked_at_for_each_new_key(clock, heard, monkeypatch):
     circuits = circuits_of(clock, heard, replace(SMALL, max_circuits=1000))
     for key in range(1000):
         open_up(circuits.of(key))
-    looks = []
-
-    class Looked(dict):
-        def __iter__(self):
-            looks.append(1)
-            return super().__iter__()
-
     circuits.of("new")
-    before = keys_of(circuits)
-    circuits._kept = Looked(circuits._kept)
+    looks = counting_looks(monkeypatch)
+
     for key in range(1000, 3000):
+        assert circuits.of(key) is circuits.shared
+    in_no_time = len(looks)
+    for key in range(3000, 5000):
+        clock.wait(1 / 2000)
         circuits.of(key)
 
-    assert looks == []
-    assert before == list(range(1000))
+    assert in_no_time == 0
+    assert 900 <= len(looks) <= 1000 + LOOKS  # each about once in a second
+
+
+def test_one_that_may_go_is_found_among_many_that_may_not_without_looking_at_all(clock, heard, monkeypatch):
+    circuits = circuits_of(clock, heard, replace(SMALL, max_circuits=1000))
+    for key in range(1000):
+        breaker = circuits.of(key)
+        if key:
+            open_up(breaker)
+    looks = counting_looks(monkeypatch)
+
+    for key in range(1000, 3000):
+        assert circuits.of(key) is not circuits.shared
+
+    assert len(looks) <= 2000 + 1000
+
+
+def counting_looks(monkeypatch):
+    looks, look = [], CircuitBreaker.would_be_missed
+
+    def counted(breaker, now):
+        looks.append(breaker)
+        return look(breaker, now)
+
+    monkeypatch.setattr(CircuitBreaker, "would_be_missed", counted)
+    return looks
+
+
+# -- who may go
+
+
+TIMED = BreakerPolicy(window_for=10, min_calls=5, open_for=5.0, probes=1, max_circuits=3, open_cap=60.0)
+
+
+def test_those_with_failures_are_kept_before_those_without(clock, heard):
+    circuits = circuits_of(clock, heard, TIMED)
+    for key in "abc":
+        circuits.of(key).admit().succeeded()
+    circuits.of("a").admit().failed()
+    circuits.of("b")
+    circuits.of("c")
+
+    circuits.of("d")
+
+    assert set(keys_of(circuits)) == {"a", "c", "d"}
+
+
+def test_where_all_have_failures_a_new_key_shares_the_upstreams_own_until_they_are_too_old_to_count(clock, heard):
+    circuits = circuits_of(clock, heard, TIMED)
+    for key in "abc":
+        circuits.of(key).admit().failed()
+    shared = circuits.of("d")
+    clock.wait(9.0)
+    still_shared = circuits.of("d")
+
+    clock.wait(1.0)
+
+    assert shared is still_shared is circuits.shared
+    assert circuits.of("d") is not circuits.shared
+
+
+def test_slow_calls_are_evidence_as_well(clock, heard):
+    circuits = circuits_of(clock, heard, replace(TIMED, max_circuits=1, slow_after=1.0))
+
+    circuits.of("a").admit().succeeded(2.0)
+
+    assert circuits.of("b") is circuits.shared
+
+
+def test_more_keys_than_there_is_room_for_do_not_hide_an_outage(clock, heard):
+    circuits = circuits_of(clock, heard, replace(TIMED, max_circuits=10))
+    sent = 0
+    for _ in range(100):
+        for key in range(11):
+            breaker = circuits.of(key)
+            try:
+                breaker.admit().failed()
+            except CircuitOpen:
+                continue
+            sent += 1
+
+    assert sent == 11 * 5
+    assert circuits.shared.snapshot().state == "open"
+
+
+def test_one_that_calls_hold_is_kept(clock, circuits):
+    for key in "abc":
+        circuits.of(key)
+    circuits.peek("a").in_use += 1
+
+    circuits.of("d")
+    circuits.of("e")
+    kept = set(keys_of(circuits))
+    circuits.peek("a").in_use -= 1
+    circuits.of("f")
+    circuits.of("g")
+    circuits.of("h")
+    clock.wait(LOOK_AGAIN_AFTER)
+    for key in "de":
+        circuits.of(key).in_use += 1
+
+    assert kept == {"a", "d", "e"}
+    assert set(keys_of(circuits)) == {"a", "d", "e"}
+    assert circuits.of("i") is not circuits.shared
+    assert circuits.peek("a") is None
+
+
+def test_where_calls_hold_them_all_a_new_key_shares_the_upstreams_own(circuits):
+    for key in "abc":
+        circuits.of(key).in_use += 1
+
+    assert circuits.of("d") is circuits.shared
+
+
+@pytest.mark.parametrize("what", ["open", "half_open", "failures that never age"])
+def test_what_refuses_nobody_and_nobody_came_for_in_long_goes_when_nothing_better_may(clock, heard, caplog, what):
+    circuits = circuits_of(clock, heard, replace(SMALL, max_circuits=2, open_cap=60.0))
+    for key in "ab":
+        breaker = circuits.of(key)
+        if what == "failures that never age":
+            breaker.admit().failed()
+            continue
+        open_up(breaker)
+        if what == "half_open":
+            clock.wait(5.001)
+            breaker.admit().ignored()
+    assert circuits.of("c") is circuits.shared
+    needed_for = {"open": 65.0, "half_open": 70.001, "failures that never age": 60.0}[what]
+
+    clock.wait(needed_for)
+    at_the_edge = circuits.of("c") if what != "half_open" else circuits.shared
+    clock.wait(LOOK_AGAIN_AFTER)
+    own = circuits.of("c")
+    own.admit().failed()
+    circuits.of("d")
+
+    assert at_the_edge is circuits.shared
+    assert own is not circuits.shared
+    assert set(keys_of(circuits)) == {"c", "d"}
+    assert sum("nobody came for" in message for message in caplog.messages) == 1
+
+
+def test_of_two_the_one_that_nobody_would_miss_goes_before_the_stale_one(clock, heard):
+    circuits = circuits_of(clock, heard, replace(SMALL, max_circuits=2))
+    open_up(circuits.of("a"))
+    clock.wait(10_000.0)
+    circuits.of("b")
+
+    circuits.of("c")
+
+    assert keys_of(circuits) == ["a", "c"]
+
+
+@pytest.mark.parametrize("what", ["open", "isolated", "held", "half-open and held", "a probe is out", "for ever"])
+def test_what_still_refuses_or_has_a_probe_out_never_goes_however_long_nobody_came(clock, heard, what):
+    policy = replace(SMALL, max_circuits=1, open_for=10_000.0 if what == "open" else 5.0)
+    policy = replace(policy, open_cap=float("inf") if what == "for ever" else max(60.0, policy.open_for))
+    circuits = circuits_of(clock, heard, policy)
+    breaker, probe = circuits.of("a"), None
+    if what == "isolated":
+        breaker.isolate()
+    elif what == "held":
+        breaker.hold(clock.now + 10_000.0)
+    else:
+        open_up(breaker)
+    if what in {"a probe is out", "half-open and held"}:
+        clock.wait(5.001)
+        probe = breaker.admit()
+    if what == "half-open and held":
+        probe.ignored()
+        breaker.hold(clock.now + 10_000.0)
+    circuits.of("b")
+
+    clock.wait(9_000.0)
+
+    assert circuits.of("b") is circuits.shared
+    assert circuits.peek("a") is breaker
+    del probe
+
+
+def test_one_that_a_dashboard_looks_at_goes_all_the_same(clock, heard):
+    circuits = circuits_of(clock, heard, replace(SMALL, max_circuits=1, auto_half_open=True))
+    open_up(circuits.of("a"))
+
+    for _ in range(100):
+        clock.wait(1.0)
+        circuits.snapshots()
+        circuits.of("b")
+
+    assert keys_of(circuits) == ["b"]
+
+
+# -- by hand
+
+
+def test_an_operators_circuit_is_the_keys_own_whatever_the_room(circuits):
+    for key in "abc":
+        open_up(circuits.of(key))
+
+    own = circuits.own("evil")
+    own.isolate()
+
+    assert own is circuits.own("evil") is circuits.of("evil")
+    assert circuits.shared.snapshot().state == "closed"
+    assert len(circuits) == 4
+    assert circuits.of("good") is circuits.shared
+
+
+def test_operators_make_no_more_than_a_few_over_the_limit(circuits):
+    for number in range(3 + BY_HAND):
+        circuits.own(number).isolate()
+
+    with pytest.raises(
+        ConfigError, match=r"ratings breaker.max_circuits: there are 103 .* 'evil' .*; restore\(\) some"
+    ):
+        circuits.own("evil")
+    circuits.own(7)
+    circuits.peek(0).restore()
+    circuits.own("evil").isolate()
+
+    assert len(circuits) == 3 + BY_HAND
+    assert circuits.shared.snapshot().state == "closed"
+
+
+def test_what_was_made_by_hand_over_the_limit_goes_when_it_may(circuits):
+    for key in range(10):
+        circuits.own(key).isolate()
+    for key in range(10):
+        circuits.peek(key).restore()
+
+    circuits.of("new")
+
+    assert len(circuits) == 3
+
+
+def test_one_that_was_restored_while_all_are_isolated_is_not_dropped(circuits):
+    circuits.isolate()
+    restored = circuits.own("acme")
+    restored.restore()
+
+    for key in range(10):
+        circuits.of(key)
+
+    assert circuits.of("acme") is restored
+    assert circuits.isolated
+    assert restored.snapshot().state == "closed"
+    circuits.restore()
+    for key in range(10):
+        circuits.of(key)
+    assert circuits.peek("acme") is None
+    assert not circuits.isolated
+
+
+# -- an operation's own
+
+
+def test_an_operations_circuit_is_no_users_of_that_name_and_both_are_shown(circuits, heard):
+    operation = OfOperation("search")
+    users = circuits.of("search")
+
+    open_up(circuits.of(operation))
+
+    assert circuits.of(operation) is not users
+    assert users.snapshot().state == "closed"
+    assert {key: seen.state for key, seen in circuits.snapshots().items()} == {
+        "search": "open",
+        (str, "search"): "closed",
+    }
+    assert heard == [("search", "closed", "open", 100.0)]
 
 
 def test_it_says_once_that_it_is_full_and_once_that_none_may_go(circuits, caplog):
@@ -422,3 +687,15 @@ def test_a_caller_who_wishes_for_a_hold_is_one(clock):
     Asked(breaker, "bob").hold(112.0)
 
     assert (before, breaker.snapshot().held_until) == (None, 111.0)
+
+
+def test_who_is_unknown_is_let_in_and_what_he_says_does_not_count(clock):
+    breaker = CircuitBreaker(replace(SMALL, min_callers=2, window_calls=20), clock=clock)
+    unknown = Asked(breaker, None, counts=False)
+
+    for _ in range(10):
+        unknown.leave(unknown.enter(clock.now), clock.now, True, False)
+    unknown.hold(110.0)
+    breaker.hold(110.0, "ada")
+
+    assert (breaker.snapshot().calls, breaker.snapshot().held_until) == (0, None)

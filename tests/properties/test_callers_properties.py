@@ -48,9 +48,11 @@ class Model:
         self.number += 1
         self.verdicts, self.probed, self.alive = [], [], False
         if state == "open":
-            self.until = max(at + ms(self.policy.open_for), self.held)
+            opening = self.policy.open_for * self.policy.open_factor ** (self.in_a_row - 1)
+            self.until = max(at + ms(min(self.policy.open_cap, opening)), self.held)
 
     def close(self, at):
+        self.in_a_row = 0
         self.become("closed", at)
         self.ramping = self.policy.ramp_for > 0
         self.credit, self.warmed, self.warmed_at = Fraction(0), 0, at
@@ -63,11 +65,14 @@ class Model:
         if self.state == "half_open" and self.now >= (at := self.began + ms(self.policy.max_half_open)):
             failures = sum(failed for _, _, failed, _ in self.verdicts)
             well = self.alive and failures <= self.few
-            if self.few and len(self.probed) == len(self.verdicts):
-                well = well or self.judged(1) == "well"
-            if well or self.policy.after_max_half_open == "closed":
+            judged = "ill"
+            if self.few:
+                self.verdicts += [(self.now // 1000, None, True, True)] * (len(self.probed) - len(self.verdicts))
+                judged = self.judged(1)
+            if well or judged == "well" or self.policy.after_max_half_open == "closed":
                 self.close(at)
             else:
+                self.in_a_row += judged == "ill"
                 self.become("open", at)
 
     def acquire(self, caller):
@@ -79,7 +84,10 @@ class Model:
         if self.now <= self.held:
             return False
         if self.state == "half_open":
-            full = len(self.probed) >= self.policy.probes + self.few or (self.few and caller in self.probed)
+            full = len(self.probed) >= self.policy.probes + self.few
+            if self.few and caller in self.probed:
+                some_are_out = len(self.probed) > len(self.verdicts)
+                full = full or some_are_out or any(v[2] or v[3] for v in self.verdicts if v[1] == caller)
             if not full:
                 self.probed.append(caller)
             return not full
@@ -107,10 +115,12 @@ class Model:
         if self.state == "half_open":
             judged = self.judged(min(self.policy.min_calls, self.policy.probes))
             if judged == "ill":
+                self.in_a_row += 1
                 self.become("open", self.now)
             elif judged == "well":
                 self.close(self.now)
         elif self.reached(2, self.policy.failure_rate) or self.reached(3, self.policy.slow_rate):
+            self.in_a_row = 1
             self.become("open", self.now)
 
     def kept(self):
@@ -169,6 +179,8 @@ POLICIES = st.builds(
     slow_after=st.just(1.0),
     slow_rate=st.sampled_from([0.3, 0.5, 1.0]),
     open_for=st.sampled_from([0.5, 3.0]),
+    open_factor=st.sampled_from([1.0, 2.0]),
+    open_cap=st.sampled_from([5.0, 60.0]),
     probes=st.integers(1, 3),
     max_half_open=st.sampled_from([1.0, 10.0]),
     after_max_half_open=st.sampled_from(["open", "open", "closed"]),
@@ -250,6 +262,7 @@ def test_it_agrees_with_the_model_on_long_schedules(seed):
             slow_after=1.0,
             slow_rate=random.choice([0.4, 1.0]),
             open_for=0.5,
+            open_factor=random.choice([1.0, 2.0]),
             probes=random.choice([1, 2, 3]),
             max_half_open=2.0,
             after_max_half_open=random.choice(["open", "closed"]),
