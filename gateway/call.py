@@ -63,10 +63,8 @@ class Call(Struct, eq=False):
     cutoff: float
     deadline: float
     outer: Ambient | None
-    tries: Tries | None = (
-        None  # the retries left to it and to all that is called in it; None: as many as its policy says
-    )
-    breaker: Circuit | None = None  # its circuit, where that is not simply the upstream's
+    breaker: Circuit
+    tries: Tries | None  # the retries left to it and to all that is called in it; None: as many as its policy says
     attempts: int = 0  # tries that were sent and gave no value
     waited: float = 0.0  # seconds spent in the queue
     source: Source | None = None  # of an answer that is not live

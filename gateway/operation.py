@@ -156,6 +156,39 @@ class Operation(Generic[P, T]):
     GatewayClosed, WrongLoop.
     """
 
+    # Not in the dict, where more than thirty attributes make each look-up slower; `update_wrapper` puts its own there.
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_arguments",
+        "_binds_class",
+        "_call_for",
+        "_caller",
+        "_circuit_by",
+        "_circuit_of",
+        "_classify",
+        "_evidence_after",
+        "_fallback",
+        "_key_of",
+        "_keys",
+        "_lane",
+        "_memories",
+        "_names_caller",
+        "_own_timeout",
+        "_refused",
+        "_reserve",
+        "_send",
+        "_sender",
+        "_timeout",
+        "calls",
+        "circuit_key",
+        "idempotent",
+        "latency",
+        "name",
+        "tally",
+        "upstream",
+    )
+
     def __init__(
         self,
         upstream: Host,
@@ -246,10 +279,10 @@ class Operation(Generic[P, T]):
     async def _attempt(self, call: Call) -> T:
         """One try: a place in the pool, leave from the circuit, a limit on time, the world; and the verdict."""
         upstream = self.upstream
-        bulkhead, breaker = upstream.bulkhead, call.breaker or upstream.breaker
+        bulkhead = upstream.bulkhead
         if not bulkhead.acquire_nowait():
-            await self._queue(call, breaker)
-            breaker = call.breaker or breaker  # callers may be told apart since
+            await self._queue(call)
+        breaker = call.breaker
         try:
             sent_at = call.at
             if sent_at >= call.cutoff:  # a function that never suspends would be sent all the same
@@ -291,23 +324,23 @@ class Operation(Generic[P, T]):
         now = upstream.clock()
         deadline = now + self._call_for
         outer = AMBIENT.get()
-        if outer is not None and outer.at < deadline:
-            deadline = outer.at
+        tries = None
+        if outer is not None:
+            tries = tries_under(outer)
+            if outer.at < deadline:
+                deadline = outer.at
         cutoff = deadline
         if self._reserve:
             cutoff -= min(self._reserve, (deadline - now) / 2)
-        call = Call(args, kwargs, key, task, task.cancelling(), now, now, cutoff, deadline, outer)
-        if self._circuit_by is not None or self._caller is not None:
-            call.breaker = self._circuit_of(args, kwargs)
-        if outer is not None:
-            call.tries = tries_under(outer)
+        breaker = upstream.breaker if self._circuit_of is None else self._circuit_of(args, kwargs)
+        call = Call(args, kwargs, key, task, task.cancelling(), now, now, cutoff, deadline, outer, breaker, tries)
         self.tally.asked += 1
         self.calls.add(call)
         return call
 
-    async def _queue(self, call: Call, breaker: Circuit) -> None:
+    async def _queue(self, call: Call) -> None:
         """Wait for a place. An open circuit rejects before anyone queues."""
-        upstream, asked_at = self.upstream, call.at
+        upstream, breaker, asked_at = self.upstream, call.breaker, call.at
         breaker.check()
         queued = True
         try:
@@ -443,11 +476,10 @@ class Operation(Generic[P, T]):
     async def _rest(self, call: Call, pause: float) -> None:
         """Sleep before the next try; also for as long as others were told meanwhile to leave the upstream alone."""
         upstream = self.upstream
-        breaker = call.breaker or upstream.breaker
         while True:
             await sleep(pause)
             call.at = now = upstream.clock()
-            held_for = breaker.held_for(now)
+            held_for = call.breaker.held_for(now)
             if not held_for or now + held_for + upstream.retry.policy.min_try > call.cutoff:
                 return
             pause = held_for + EARLY
@@ -541,7 +573,7 @@ class Operation(Generic[P, T]):
         )
         listeners.tell(listeners.call_finished, event)
 
-    def _circuit_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Circuit:
+    def _own_circuit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Circuit:
         """The circuit of a call: that of its key, as its caller sees it. It is held until the call is over."""
         breaker = self.upstream.breaker
         caller = None if self._caller is None else self._caller(args, kwargs)
@@ -671,6 +703,7 @@ class Operation(Generic[P, T]):
         self._timeout = timeout
         self._call_for = timeout.call
         before, self._caller = self._caller, self._names_caller if policy.breaker.min_callers > 1 else None
+        self._circuit_of = self._own_circuit if self._circuit_by is not None or self._caller is not None else None
         if before is None and self._caller is not None:
             self._take_no_word_of_calls_under_way()
         evidence = policy.breaker.evidence_after
@@ -682,7 +715,7 @@ class Operation(Generic[P, T]):
         """Callers are told apart from now on, and of these calls nobody asked who makes them."""
         for call in self.calls:
             if type(call.breaker) is not Asked:
-                call.breaker = Asked(breaker_of(call.breaker or self.upstream.breaker), None, counts=False)
+                call.breaker = Asked(breaker_of(call.breaker), None, counts=False)
 
     def take_lane(self) -> None:
         """Limit tries by the lane of the loop that is open now."""

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from gateway import Gateway, Policy, TimeoutPolicy
+from gateway import BreakerPolicy, CircuitBreaker, Gateway, Policy, TimeoutPolicy
 from gateway.call import Call
 from gateway.context import HALF_MICROSECOND, Ambient, clock_of
 from gateway.lane import Lane, Timer
@@ -27,7 +27,9 @@ def a_lane(seconds: float) -> Lane:
 def a_call(lane: Lane, cutoff: float = inf, outer: Ambient | None = None, task: Any = None) -> Call:
     """A call that begins its try here and now."""
     task, at = task or current_task(), lane.clock()
-    return Call((), {}, None, task, task.cancelling(), at, at, cutoff, cutoff, outer)
+    return Call(
+        (), {}, None, task, task.cancelling(), at, at, cutoff, cutoff, outer, CircuitBreaker(BreakerPolicy()), None
+    )
 
 
 async def limited(lane: Lane, work: Awaitable[Any], cutoff: float = inf, outer: Ambient | None = None) -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from gateway import BreakerPolicy, Deadline, Failed, FailedTimeout, Gateway, Policy, TimeoutPolicy
+from gateway import BreakerPolicy, CircuitBreaker, Deadline, Failed, FailedTimeout, Gateway, Policy, TimeoutPolicy
 from gateway.call import Call
 from gateway.lane import Lane
 from gateway.testing import VirtualTimeLoop, assert_nothing_left
@@ -27,6 +27,7 @@ from tests.support import ONE_TRY, Boom, ended
 
 SEEDS = 1_500
 CALLERS = 6
+CIRCUIT = CircuitBreaker(BreakerPolicy())
 
 Function = Callable[[], Awaitable[str]]
 Log = list[tuple[object, ...]]
@@ -97,7 +98,9 @@ class ByLane:
             task, now = current_task(), loop.time()
             assert task is not None
             cutoff = now + seconds if self.own else inf
-            timer = lane.start(Call((), {}, None, task, task.cancelling(), now, now, cutoff, cutoff, None))
+            timer = lane.start(
+                Call((), {}, None, task, task.cancelling(), now, now, cutoff, cutoff, None, CIRCUIT, None)
+            )
             try:
                 value = await function()
             except BaseException as error:
