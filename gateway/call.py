@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from asyncio import Task
 from collections.abc import Hashable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from msgspec import Struct
 
 from fallbacks.answer import Source
 from gateway.context import Ambient, Tries
 from gateway.outcome import GatewayError, Outcome
+
+
+class Nobody:
+    """In the place of a call's task when the call is over: its errors lead to it, and a task leads to its errors."""
+
+    @staticmethod
+    def cancelling() -> int:
+        """Nobody was cancelled."""
+        return 0
+
+
+NOBODY = cast("Task[Any]", Nobody())
 
 
 class Circuit(Protocol):

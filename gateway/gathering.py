@@ -10,7 +10,7 @@ from __future__ import annotations
 from asyncio import CancelledError, Future, TimerHandle, current_task, get_running_loop, isfuture, sleep
 from collections import deque
 from collections.abc import Awaitable, Coroutine, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from contextvars import ContextVar
 from inspect import isawaitable
 from math import inf
@@ -20,7 +20,8 @@ from typing import Any, cast
 
 from fallbacks.answer import Answer, Source
 from fallbacks.chain import told
-from gateway.context import AMBIENT
+from gateway.context import AMBIENT, Deadline
+from gateway.lane import Timer
 from gateway.outcome import ConfigError, Unknown, UnknownTimeout
 
 GRACE: ContextVar[float] = ContextVar("gateway gather", default=0.05)
@@ -47,9 +48,10 @@ def gather(
     cancelled and waited for, and its error is raised as it is, with notes that name it and all others that failed.
 
     The parts share the ambient `Deadline`: upstreams end at it, anything else is cut 0.05 s later, as an
-    `UnknownTimeout`. A part that was cancelled from within is an `Unknown`. Cancelled, it cancels every part and waits
-    for them; then the CancelledError has a note for each that failed. Tasks and futures are cancelled as the other
-    parts are. Raises ConfigError, before anything is started, for what is no part.
+    `UnknownTimeout`. In an operation or a slot, whose limit ends the gather itself, they end as much earlier. A part
+    that was cancelled from within is an `Unknown`. Cancelled, it cancels every part and waits for them; then the
+    CancelledError has a note for each that failed. Tasks and futures are cancelled as the other parts are. Raises
+    ConfigError, before anything is started, for what is no part.
     """
     return Gathering(checked(required, optional), frozenset(required)).answers()
 
@@ -103,11 +105,11 @@ class Gathering:
             first = self._first()
             if first is not None and (stop is None or not isinstance(self._errors[first], Exception)):
                 stop = self._errors.pop(first)
-                stop.add_note(f'part "{first}"')
+                note(stop, f'part "{first}"')
             if stop is None:
                 return MappingProxyType({name: self._answer(name) for name in self._names})
             for name, other in self._errors.items():
-                stop.add_note(f'part "{name}" failed: {told(other)}')
+                note(stop, f'part "{name}" failed: {told(other)}')
             raise stop
         finally:
             with suppress(RuntimeError):  # a gather that is thrown away cannot wait; its loop may be closed
@@ -117,13 +119,18 @@ class Gathering:
     async def _start(self) -> None:
         """Begin with what runs already: if a required part of these has failed, nothing else is started."""
         loop = get_running_loop()
-        deadline, grace = AMBIENT.get(), GRACE.get()
         task = current_task(loop)
         self._adopt(task)
         if task is not None and task.cancelling():
             await sleep(0)  # a cancel that is pending ends it before anything is started
-        inside = GRACE.set(grace / 2)
-        try:
+        deadline, grace = AMBIENT.get(), GRACE.get()
+        with ExitStack() as inside:
+            if isinstance(deadline, Timer) and deadline.task is task:  # at its end it would cancel the gather itself
+                world = deadline.world
+                early = max(0.0, min(grace, (deadline.at - world.clock()) / 2))
+                inside.enter_context(Deadline(deadline.at - early, world.clock, world.gateway))
+                deadline, grace = AMBIENT.get(), early / 2
+            inside.callback(GRACE.reset, GRACE.set(grace / 2))
             while self._unstarted:
                 name, part = self._unstarted.popleft()
                 awaited = part if isinstance(part, Coroutine) else waiting_for(part)
@@ -132,8 +139,6 @@ class Gathering:
                 except BaseException:
                     awaited.close()
                     raise
-        finally:
-            GRACE.reset(inside)
         if not self._told and deadline is not None and deadline.at != inf:
             left = deadline.at - deadline.world.clock()
             self._timer = loop.call_later(max(left, 0.0) + grace, self._cut_off)
@@ -263,6 +268,12 @@ async def waiting_for(part: Awaitable[Any]) -> Any:
     return await part
 
 
+def note(error: BaseException, text: str) -> None:
+    """Add a note, once: an error that several ask for is raised several times."""
+    if text not in getattr(error, "__notes__", ()):
+        error.add_note(text)
+
+
 def close(part: object) -> None:
     """Close a coroutine that will not be awaited, so that Python does not complain of it."""
     if isinstance(part, Coroutine):
@@ -272,7 +283,8 @@ def close(part: object) -> None:
 def error_of(future: Future[Any]) -> BaseException | None:
     """What a future that is done raises, a CancelledError too."""
     try:
-        return future.exception()
-    except CancelledError as cancelled:
+        future.result()  # not `exception()`: this one sets the traceback back, which grows with each raise
+    except BaseException as error:  # noqa: BLE001 - looked at, not handled
         # Without the line that leads to this frame: it would keep all that is below it, and the failure made of this.
-        return cancelled.with_traceback(cancelled.__traceback__ and cancelled.__traceback__.tb_next)
+        return error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+    return None

@@ -36,7 +36,7 @@ from fallbacks.last_good import LastGood
 from fallbacks.tiers import Alternate, Static, handler
 from gateway.arguments import Arguments, Keys, Namer, namer
 from gateway.blocking import Visit, refuse_on_a_loop
-from gateway.call import Call, Circuit
+from gateway.call import NOBODY, Call, Circuit
 from gateway.circuits import Asked, OfOperation, breaker_of
 from gateway.context import AMBIENT, HALF_MICROSECOND, Deadline, Tries, leave, tries_under
 from gateway.counts import Counts, Histogram, LatencySnapshot, Tally
@@ -359,6 +359,7 @@ class Operation(Generic[P, T]):
         """A try that gave no value: the verdict to the circuit; raises our own error, unless the function's stands."""
         upstream = self.upstream
         timed_out = timer.stop_on(error)
+        timer.task = NOBODY  # no circles here either
         call.tries = tries_under(timer)  # opened, so that what outlives this try below spends from it, too
         call.attempts += 1
         now = upstream.clock()
@@ -552,8 +553,9 @@ class Operation(Generic[P, T]):
         self.tally.ended[ended] += 1
         if self.upstream.listeners.call_finished:
             self._tell_finished(call, ended)
-        if call.error is not None:
-            call.error = call.failure = None  # as in `_fall_back`: no circles
+        if ended is not LIVE:
+            call.error = call.failure = call.outer = None  # as in `_fall_back`: no circles
+            call.task = NOBODY
 
     def _tell_finished(self, call: Call, ended: str) -> None:
         listeners = self.upstream.listeners

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -360,3 +362,35 @@ async def test_ten_thousand_callers_cancelled_at_once_leave_nothing(gate: Gatewa
     assert counted(up) == {"asked": 10_000, "cancelled": 9000, "rejected": 1000, "attempts": 4000}
     assert up.snapshot().breaker.calls == 0
     assert_all_gone(gate)
+
+
+@pytest.mark.parametrize("how", ["fails", "is cancelled in its pause", "is cancelled in its try"])
+@pytest.mark.virtual_time
+async def test_a_call_in_a_task_of_its_own_leaves_no_circle(gate: Gateway, how: str) -> None:
+    class Argument:
+        pass
+
+    policy = Policy(retry=RetryPolicy(attempts=1 if how == "fails" else 2, wait=wait_fixed(1.0)))
+
+    @gate.upstream("up", policy=policy).operation(idempotent=True)
+    async def ask(argument: Argument) -> None:
+        if how == "is cancelled in its try":
+            await asyncio.sleep(60)
+        raise Boom
+
+    async def once() -> weakref.ref[Argument]:
+        argument = Argument()
+        asking = asyncio.create_task(ask.ask(argument))
+        await asyncio.sleep(0.1)
+        asking.cancel()
+        await asyncio.wait([asking])
+        return weakref.ref(argument)
+
+    gc.collect()
+    gc.disable()
+    try:
+        left = await once()
+        await steps(3)
+        assert left() is None
+    finally:
+        gc.enable()

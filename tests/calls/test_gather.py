@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import sys
+import traceback
 import weakref
 from asyncio import CancelledError, create_task, sleep
 from collections.abc import Awaitable, Callable
@@ -22,9 +23,12 @@ from gateway import (
     FailedTimeout,
     Gateway,
     LastGood,
+    Policy,
     Refused,
+    RetryPolicy,
     Source,
     Static,
+    TimeoutPolicy,
     Unknown,
     UnknownTimeout,
     gather,
@@ -948,3 +952,67 @@ def test_it_works_on_uvloop() -> None:
     assert page["a"] == Answer(1)
     assert [type(page[name].error) for name in "bc"] == [UnknownTimeout, Boom]
     assert (type(error), part.ended) == (Boom, True)
+
+
+# -- inside a try that ends the gather itself
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("where", ["an operation", "a slot", "a gather in an operation"])
+async def test_inside_a_limit_an_optional_part_that_hangs_costs_no_other(gate: Gateway, where: str) -> None:
+    limits = TimeoutPolicy(call=0.5, attempt=0.5)
+    outer = gate.upstream("page", policy=Policy(timeout=limits, retry=RetryPolicy(attempts=1)))
+    began = now()
+
+    async def parts() -> dict[str, object]:
+        answers = await gather(required={"film": asyncio.sleep(0.1, "film")}, optional={"ad": asyncio.sleep(60)})
+        return {name: answer.value for name, answer in answers.items()}
+
+    async def page() -> dict[str, object]:
+        if where == "a slot":
+            async with outer.slot():
+                return await parts()
+        if where == "an operation":
+            return await outer.operation(parts)()
+        inner = outer.operation(name="page")(nested)
+        return await inner()
+
+    async def nested() -> dict[str, object]:
+        return (await gather(required={"parts": parts()}))["parts"].value
+
+    assert await page() == {"film": "film", "ad": None}
+    assert now() - began == pytest.approx(0.47, abs=0.03)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("left", [0.02, 0.0])
+async def test_where_little_time_is_left_the_parts_get_half_of_it(gate: Gateway, left: float) -> None:
+    outer = gate.upstream(
+        "page", policy=Policy(timeout=TimeoutPolicy(call=0.5, attempt=0.5), retry=RetryPolicy(attempts=1))
+    )
+
+    @outer.operation
+    async def page() -> object:
+        await asyncio.sleep(0.5 - left)
+        return (await gather(optional={"ad": asyncio.sleep(60)}))["ad"].error
+
+    ending = await ended(page())
+
+    assert isinstance(ending, UnknownTimeout if left else FailedTimeout)
+
+
+@pytest.mark.virtual_time
+async def test_an_error_that_many_ask_for_does_not_grow() -> None:
+    async def load() -> None:
+        raise LookupError("no configuration")
+
+    shared = asyncio.create_task(load())
+    await asyncio.sleep(0)
+    frames = set()
+
+    for _ in range(5):
+        error = await ended(gather(required={"configuration": shared}))
+        frames.add(len(traceback.extract_tb(error.__traceback__)))
+
+    assert error.__notes__ == ['part "configuration"']
+    assert max(frames) <= 3

@@ -10,6 +10,8 @@ import traceback
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
+from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -1291,3 +1293,81 @@ async def test_blocks_leave_no_memory(gate: Gateway) -> None:
         await some()
 
     assert ours() < before + 50
+
+
+# -- who asks, and which circuit
+
+
+WHO: ContextVar[str] = ContextVar("who")
+
+
+@pytest.mark.virtual_time
+async def test_the_blocks_of_one_caller_alone_open_no_circuit(gate: Gateway) -> None:
+    policy = replace(QUIET, breaker=BreakerPolicy(min_calls=4, min_callers=2))
+    up = gate.upstream("world", policy=policy)
+
+    async def fail(who: str) -> object:
+        WHO.set(who)
+        try:
+            async with up.slot(caller=WHO):
+                raise Boom
+        except Exception as error:
+            return error
+
+    alone = [await fail("mallory") for _ in range(50)]
+    others = [await fail(who) for who in ("ada", "bob", "ada", "bob", "ada")]
+
+    assert {type(error) for error in alone} == {Boom}
+    assert [type(error) for error in others] == [Boom] * 4 + [CircuitOpen]
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("by", ["operation", WHO], ids=["operation", "variable"])
+async def test_blocks_may_have_a_circuit_of_their_own(gate: Gateway, by) -> None:
+    up = gate.upstream("world", policy=replace(QUIET, breaker=BreakerPolicy(min_calls=2)))
+    WHO.set("report")
+    for _ in range(2):
+        with suppress(Boom):
+            async with up.slot("report", circuit_by=by):
+                raise Boom
+
+    with pytest.raises(CircuitOpen):
+        await up.slot("report", circuit_by=by).__aenter__()
+
+    assert {key: one.state for key, one in up.snapshot().circuits.items()} == {"report": "open"}
+    async with up.slot("other"):
+        pass
+
+
+@pytest.mark.virtual_time
+async def test_a_block_that_names_nobody_is_nobodys_where_callers_are_told_apart(gate: Gateway) -> None:
+    up = gate.upstream("world", policy=replace(QUIET, breaker=BreakerPolicy(min_calls=2, min_callers=2)))
+
+    for _ in range(5):
+        with suppress(Boom):
+            async with up.slot():
+                raise Boom
+
+    assert up.breaker.snapshot().state == "closed"
+    up.tune(timeout=TimeoutPolicy(call=3.0))  # is checked with the blocks there are
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"), [("caller", print), ("caller", "ada"), ("circuit_by", print), ("circuit_by", "ada")]
+)
+def test_a_block_is_named_by_context_variables(knob: str, value: object) -> None:
+    up = Gateway().upstream("world")
+
+    with pytest.raises(ConfigError, match=rf"world\.slot\('slot'\) {knob}: .* does not fit; .*a ContextVar"):
+        up.slot(**{knob: value})
+
+    assert list(up) == []
+
+
+@pytest.mark.virtual_time
+async def test_blocks_of_one_name_say_the_same_of_callers_and_circuits(gate: Gateway) -> None:
+    up = gate.upstream("world")
+    up.slot("report", caller=WHO)
+
+    with pytest.raises(ConfigError, match="say the same each time"):
+        up.slot("report")
