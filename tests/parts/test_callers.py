@@ -435,6 +435,19 @@ def test_rounds_that_nobody_looked_at_tell_nothing_of_callers_told_apart(clock, 
     assert breaker.snapshot().open_until == pytest.approx(until + 10.0 + opening)
 
 
+def test_such_rounds_do_not_count_for_a_factor_that_comes_later(clock):
+    breaker = opened(clock, replace(GROWING, open_factor=1.0, auto_half_open=True))
+    clock.wait(100_000.0)
+    while state_of(breaker) != "open":
+        clock.wait(1.0)
+    until = breaker.snapshot().open_until
+
+    breaker.policy = replace(GROWING, auto_half_open=True)
+    clock.now = until + 0.001 + 10.0
+
+    assert breaker.snapshot().open_until == pytest.approx(until + 10.0 + 5.0)
+
+
 def test_two_healthy_callers_close_it_without_a_wait(clock):
     breaker = half_opened(clock, replace(TWO, probes=3))
 

@@ -392,6 +392,20 @@ def test_one_that_a_dashboard_looks_at_goes_all_the_same(clock, heard):
     assert keys_of(circuits) == ["b"]
 
 
+def test_one_that_goes_round_by_itself_goes_when_it_refuses_nobody(clock, heard):
+    circuits = circuits_of(clock, heard, replace(SMALL, max_circuits=1, auto_half_open=True, max_half_open=10.0))
+    open_up(circuits.of("a"))
+    circuits.of("b")
+
+    clock.wait(92.0)
+    while_open = circuits.snapshots()["a"].state, circuits.of("b")
+    clock.wait(5.0)
+    while_half_open = circuits.snapshots()["a"].state, circuits.of("b")
+
+    assert while_open == ("open", circuits.shared)
+    assert while_half_open == ("half_open", circuits.peek("b"))
+
+
 # -- by hand
 
 
