@@ -452,3 +452,16 @@ async def test_calls_before_tuning_pay_in_by_the_old_numbers(gate: Gateway) -> N
     await well()
 
     assert up.snapshot().budget.left == 4 * 0.5 + 2.0
+
+
+@pytest.mark.virtual_time
+async def test_what_a_caller_elsewhere_has_left_holds_under_a_nearer_deadline_too(gate: Gateway) -> None:
+    bottom = Bottom()
+    film = gate.upstream("films", policy=trying(9)).operation(name="film", idempotent=True)(bottom)
+
+    with Deadline.after(0.5), Deadline.from_headers({"X-Attempts-Left": "2", "X-Deadline-Ms": "900"}):
+        await ended(film())
+        told = Deadline.outgoing()
+
+    assert bottom.asked == 2
+    assert told == {"X-Deadline-Ms": "500", "X-Attempts-Left": "0"}

@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from msgspec import Struct
 
-from gateway.arguments import SHAPES_KEPT, Arguments, Keys, canonical
+from gateway.arguments import SHAPES_KEPT, Arguments, Keys, canonical, namer
 from gateway.outcome import KeyNeeded
 
 T = TypeVar("T")
@@ -659,3 +659,7 @@ def test_no_more_shapes_of_types_are_kept_than_the_bound_and_all_have_keys() -> 
 def test_no_key_keeps_an_object_alive() -> None:
     assert canonical(Movie("alien")) == (Movie, (str, "alien"), (int, 1979))
     assert not any(isinstance(part, Movie) for part in key_of(Movie("alien")))
+
+
+def test_a_function_that_shows_no_parameters_is_asked_with_the_arguments() -> None:
+    assert namer("up.ask circuit_by=", max)((3, 4), {}) == 4

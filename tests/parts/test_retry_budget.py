@@ -148,3 +148,9 @@ def test_another_clock_pays_from_now_on(clock: Clock) -> None:
     other.now += 1.0
 
     assert spent(budget) == 1
+
+
+def test_it_says_by_which_numbers_it_goes(clock: Clock) -> None:
+    policy = BudgetPolicy(burst=3)
+
+    assert RetryBudget(policy, clock=clock).policy is policy
