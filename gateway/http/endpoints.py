@@ -55,8 +55,8 @@ RAMP_STEPS = 50
 """In how many steps it grows: between two of them, choosing costs no more than ever."""
 CLEARLY = 1.25
 """Costs nearer than this are equal, and the draw decides: the noise of latencies must not overrule weights."""
-ONE_FAILURE = 0.1
-"""The most that one failure adds to an endpoint's share of failures: in a quiet service it may be all that was seen."""
+WELL = 10
+"""Calls that are taken to have gone well before the first: of one failure alone no share is known."""
 JUDGE_EVERY = 1.0
 """Seconds between two looks at whether an endpoint is slower than the others."""
 ROUNDING = 1e-9
@@ -201,25 +201,30 @@ class Endpoint:
 
     def forget(self, now: float) -> None:
         """Begin without latencies."""
-        self.latency = self.failing = self.cost = 0.0
+        self.latency = self.cost = 0.0
         self.seen = 0
         self.seen_at = now
 
-    def observe(self, now: float, latency: float, policy: EndpointsPolicy, *, failed: bool) -> None:
-        """One more call. Averages are over time, so that they react equally fast however many calls there are."""
+    def observe(self, now: float, latency: float | None, policy: EndpointsPolicy) -> None:
+        """One more call; None for the latency of one that failed: it says nothing about those that do not.
+
+        The average is over time, so that it reacts equally fast however many calls there are.
+        """
         age = now - self.seen_at
-        keep = 1.0
         if age > 0.0:
-            keep = exp(-age / policy.decay_for)
             self.seen_at = now
-        if self.failing:
-            self.failing *= keep
-        if failed:
-            self.failing += min(1.0 - keep, ONE_FAILURE)
-        else:
+        if latency is not None:
             self.seen += 1
-            self.latency += (latency - self.latency) * max(1.0 - keep, 1.0 / self.seen)  # the first few count alike
-        self.cost = self.latency + self.failing * policy.failure_cost
+            fresh = 1.0 - exp(-age / policy.decay_for) if age > 0.0 else 0.0
+            self.latency += (latency - self.latency) * max(fresh, 1.0 / self.seen)  # the first few count alike
+        self.price(policy)
+
+    def price(self, policy: EndpointsPolicy) -> None:
+        """What a call there takes, by what is known: failures cost, too, or who refuses at once would draw all load."""
+        self.cost = self.latency
+        if type(self.state) is Serving and self.state.window.failures:
+            window = self.state.window
+            self.cost += policy.failure_cost * window.failures / (window.calls + WELL)
 
 
 class Endpoints:
@@ -306,19 +311,21 @@ class Endpoints:
         if now > self._newest:
             self._newest = now
         policy, state = self._policy, endpoint.state
-        endpoint.observe(now, latency, policy, failed=failed)
-        if type(state) is Serving:
-            state.window.record(now, failed, False)
-            if failed:
-                state.failures_in_a_row += 1
-                if state.failing(now, policy):
-                    self._eject(endpoint, now)
-                return
-            state.failures_in_a_row = 0
+        serving = state if type(state) is Serving else None
+        if serving is not None:
+            serving.window.record(now, failed, False)
+        endpoint.observe(now, None if failed else latency, policy)
+        if serving is None:
+            if type(state) is Out and not failed:
+                self._prove(endpoint)
+        elif failed:
+            serving.failures_in_a_row += 1
+            if serving.failing(now, policy):
+                self._eject(endpoint, now)
+        else:
+            serving.failures_in_a_row = 0
             if endpoint.held or policy.slow_factor is not None:
-                self._judge(endpoint, state, now)
-        elif type(state) is Out and not failed:
-            self._prove(endpoint)
+                self._judge(endpoint, serving, now)
 
     # -- for others than calls
 
@@ -372,9 +379,9 @@ class Endpoints:
         now = self._look(self.clock())  # what was due was due under the old numbers
         before, self._policy = self._policy, policy
         for endpoint in self._all.values():
-            endpoint.cost = endpoint.latency + endpoint.failing * policy.failure_cost
             if type(endpoint.state) is Serving and policy.window_for != before.window_for:
                 endpoint.state.window = new_window(now, policy)
+            endpoint.price(policy)
         self._due = now
         self._look(now)
 
