@@ -35,28 +35,15 @@ from statistics import median
 from time import monotonic
 
 from gateway.context import HALF_MICROSECOND, Clock
-from gateway.http.health import (
-    Gone,
-    Out,
-    Serving,
-    State,
-    StateName,
-    Verdict,
-    ejection_length,
-    ejections_left,
-    new_window,
-)
+from gateway.http.endpoint import Endpoint, EndpointSnapshot
+from gateway.http.health import Gone, Out, Serving, StateName, ejection_length, ejections_left, new_window
 from gateway.outcome import ConfigError
 from gateway.policy import EndpointsPolicy
 
-RAMP_BEGINS = 0.1
-"""The share of its weight that an endpoint begins with (Envoy's `min_weight_percent`)."""
 RAMP_STEPS = 50
 """In how many steps it grows: between two of them, choosing costs no more than ever."""
 CLEARLY = 1.25
 """Costs nearer than this are equal, and the draw decides: the noise of latencies must not overrule weights."""
-WELL = 10
-"""Calls that are taken to have gone well before the first: of one failure alone no share is known."""
 JUDGE_EVERY = 1.0
 """Seconds between two looks at whether an endpoint is slower than the others."""
 ROUNDING = 1e-9
@@ -68,28 +55,6 @@ OnChange = Callable[[str, StateName, StateName, float], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EndpointSnapshot:
-    """One endpoint as it is now.
-
-    `latency` is an average of late in seconds, None while unknown; `calls` and `failures` are those of the window,
-    `failures_in_a_row` those since the last success, 0 while it is out. `ejected_until` is an instant of the clock,
-    None unless it is out. `ejections` still lengthen the next one. `held`: ill, but the floor keeps it in.
-    """
-
-    url: str
-    weight: float
-    state: StateName
-    held: bool
-    in_flight: int
-    latency: float | None
-    calls: int
-    failures: int
-    failures_in_a_row: int
-    ejected_until: float | None
-    ejections: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointsSnapshot:
     """All of them. `out` of rotation now; `forbidden`: how often the floor forbade that, since start; `panic`."""
 
@@ -97,134 +62,6 @@ class EndpointsSnapshot:
     out: int
     forbidden: int
     panic: bool
-
-
-class Lease:
-    """One call's share of an endpoint's load. It ends once; one that is lost gives its load back, and says nothing."""
-
-    __slots__ = ("_begun_at", "_endpoint", "_state")
-
-    def __init__(self, endpoint: Endpoint, now: float) -> None:
-        self._endpoint: Endpoint | None = endpoint  # None once it has ended
-        self._state = endpoint.state
-        self._begun_at = now
-        endpoint.in_flight += 1
-
-    def end(self, now: float, verdict: Verdict, latency: float | None = None) -> None:
-        """The call ended. Without a latency, in seconds, it is the time since the lease began."""
-        endpoint, self._endpoint = self._endpoint, None
-        if endpoint is None:
-            return
-        endpoint.in_flight -= 1
-        if verdict != "nothing" and endpoint.state is self._state:
-            took = now - self._begun_at if latency is None else latency
-            endpoint.owner.learn(endpoint, now, failed=verdict == "failure", latency=max(0.0, took))
-
-    def __del__(self) -> None:
-        if self._endpoint is not None:
-            self._endpoint.in_flight -= 1
-
-
-class Endpoint:
-    """One address that calls can go to.
-
-    Users read `url`, `weight` and `in_flight`, and `begin`; the rest is kept by the `Endpoints` it belongs to.
-    """
-
-    __slots__ = (
-        *(
-            "cost",
-            "down_until",
-            "ejected_until",
-            "ejections",
-            "failing",
-            "held",
-            "in_flight",
-            "latency",
-            "owner",
-            "per",
-        ),
-        *("ramp_from", "reported_at", "seen", "seen_at", "state", "told", "url", "weight"),
-    )
-
-    def __init__(self, url: str, weight: float, owner: Endpoints, now: float) -> None:
-        self.url = url
-        self.weight = weight
-        self.owner = owner
-        self.in_flight = 0
-        self.state: State = Serving(now, owner.policy)
-        self.told: StateName = "healthy"
-        self.held = False
-        self.ejections = 0
-        self.ejected_until = self.down_until = self.reported_at = -inf
-        self.ramp_from = inf  # inf: no ramp
-        self.per = 1.0  # one call in flight weighs this much: a light endpoint is full sooner
-        self.forget(now)
-
-    def begin(self, now: float) -> Lease:
-        """A call goes there now."""
-        return Lease(self, now)
-
-    @property
-    def until(self) -> float:
-        """When it may come back."""
-        return max(self.ejected_until, self.down_until)
-
-    @property
-    def name(self) -> StateName:
-        """Its state in a word."""
-        if type(self.state) is Out:
-            return "down" if self.down_until > -inf else "ejected"
-        return "healthy" if self.ramp_from == inf else "ramping"
-
-    def share(self, now: float, ramp_for: float) -> float:
-        """Its weight as of now."""
-        if self.ramp_from == inf or now - self.ramp_from >= ramp_for:
-            return self.weight
-        return self.weight * max(RAMP_BEGINS, (now - self.ramp_from) / ramp_for)
-
-    def due(self, step: float, ramp_for: float) -> float:
-        """When something about it changes by itself; `step` is when the next step of a ramp is."""
-        back = self.until if type(self.state) is Out else inf
-        down = self.down_until if self.down_until > -inf else inf
-        return min(back, down, step, self.ramp_from + ramp_for) if self.ramp_from < inf else min(back, down)
-
-    def turn_back(self, by: float, policy: EndpointsPolicy) -> None:
-        """Go on by a clock that went back this far."""
-        self.ejected_until -= by
-        self.down_until -= by
-        self.reported_at -= by
-        self.ramp_from -= by
-        self.seen_at -= by
-        if type(self.state) is Serving:
-            self.state.turn_back(by, policy)
-
-    def forget(self, now: float) -> None:
-        """Begin without latencies."""
-        self.latency = self.cost = 0.0
-        self.seen = 0
-        self.seen_at = now
-
-    def observe(self, now: float, latency: float | None, policy: EndpointsPolicy) -> None:
-        """One more call; None for the latency of one that failed: it says nothing about those that do not.
-
-        The average is over time, so that it reacts equally fast however many calls there are.
-        """
-        age = now - self.seen_at
-        if age > 0.0:
-            self.seen_at = now
-        if latency is not None:
-            self.seen += 1
-            fresh = 1.0 - exp(-age / policy.decay_for) if age > 0.0 else 0.0
-            self.latency += (latency - self.latency) * max(fresh, 1.0 / self.seen)  # the first few count alike
-        self.price(policy)
-
-    def price(self, policy: EndpointsPolicy) -> None:
-        """What a call there takes, by what is known: failures cost, too, or who refuses at once would draw all load."""
-        self.cost = self.latency
-        if type(self.state) is Serving and self.state.window.failures:
-            window = self.state.window
-            self.cost += policy.failure_cost * window.failures / (window.calls + WELL)
 
 
 class Endpoints:
@@ -306,7 +143,7 @@ class Endpoints:
 
     def learn(self, endpoint: Endpoint, now: float, *, failed: bool, latency: float) -> None:
         """A call to an endpoint ended, in the state in which it began. For its leases."""
-        if self._only is not None:
+        if self._only is not None and not endpoint.held:
             return  # there is nothing to choose, and nothing to eject
         if now > self._newest:
             self._newest = now
@@ -341,6 +178,7 @@ class Endpoints:
         endpoint.reported_at = now
         if not healthy:
             endpoint.down_until = here + self._policy.max_report_age
+            self._note(endpoint, here)
         elif endpoint.down_until > -inf:
             endpoint.down_until = min(endpoint.down_until, here)
             self._due = here
@@ -359,7 +197,8 @@ class Endpoints:
             endpoint = before.pop(url, None)
             if endpoint is None:
                 endpoint = Endpoint(url, weight, self, now)
-                self._ramp(endpoint, now)
+                endpoint.ramp(now, self._policy)
+                endpoint.told = endpoint.name
             endpoint.weight = weight
             self._all[url] = endpoint
         for endpoint in before.values():
@@ -389,31 +228,10 @@ class Endpoints:
         """All of them as they are now."""
         now = self._look(self.clock())
         return EndpointsSnapshot(
-            endpoints=tuple(self._snapshot(endpoint, now) for endpoint in self._all.values()),
+            endpoints=tuple(endpoint.snapshot(now) for endpoint in self._all.values()),
             out=self._out,
             forbidden=self._forbidden,
             panic=self._panic,
-        )
-
-    def _snapshot(self, endpoint: Endpoint, now: float) -> EndpointSnapshot:
-        state, ejections = endpoint.state, endpoint.ejections
-        calls = failures = in_a_row = 0
-        if type(state) is Serving:
-            state.window.advance(now)
-            calls, failures, in_a_row = state.window.calls, state.window.failures, state.failures_in_a_row
-            ejections = ejections_left(ejections, now - state.since, self._policy)
-        return EndpointSnapshot(
-            url=endpoint.url,
-            weight=endpoint.weight,
-            state=endpoint.name,
-            held=endpoint.held,
-            in_flight=endpoint.in_flight,
-            latency=endpoint.latency or None,
-            calls=calls,
-            failures=failures,
-            failures_in_a_row=in_a_row,
-            ejected_until=endpoint.until if type(state) is Out else None,
-            ejections=ejections,
         )
 
     # -- what a verdict changes
@@ -475,15 +293,15 @@ class Endpoints:
         if late < self._due:
             return now
         for endpoint in self._all.values():
+            over = -inf
             if -inf < endpoint.down_until <= late:
                 over, endpoint.down_until = endpoint.down_until, -inf
                 if type(endpoint.state) is Serving:
                     endpoint.held = endpoint.held and endpoint.state.failing(now, self._policy)
-                elif endpoint.ejected_until <= over:
-                    self._put_back(endpoint, over)
-                self._note(endpoint, over)
-            elif type(endpoint.state) is Out and endpoint.until <= late:
-                self._put_back(endpoint, endpoint.until)
+                elif endpoint.ejected_until > over:
+                    self._note(endpoint, over)
+            if type(endpoint.state) is Out and endpoint.until <= late:
+                self._put_back(endpoint, max(endpoint.until, over))
             if endpoint.ramp_from + self._policy.ramp_for <= late:
                 over, endpoint.ramp_from = endpoint.ramp_from + self._policy.ramp_for, inf
                 self._note(endpoint, over)
@@ -500,8 +318,8 @@ class Endpoints:
 
     def _put_out(self, endpoint: Endpoint, at: float) -> None:
         endpoint.state = Out()
-        endpoint.ramp_from = inf
         endpoint.held = False
+        endpoint.ramp_from = inf
         self._out += 1
         self._note(endpoint, at)
 
@@ -509,13 +327,8 @@ class Endpoints:
         endpoint.state = Serving(at, self._policy)
         endpoint.ejected_until = -inf
         endpoint.forget(at)
-        self._ramp(endpoint, at)
+        endpoint.ramp(at, self._policy)
         self._note(endpoint, at)
-
-    def _ramp(self, endpoint: Endpoint, at: float) -> None:
-        if self._policy.ramp_for:
-            endpoint.ramp_from = at
-            endpoint.told = endpoint.told if endpoint.told != "healthy" else "ramping"
 
     def _hold(self, endpoint: Endpoint) -> None:
         """It is ill, and the floor says that it stays."""
@@ -577,7 +390,11 @@ def weighted(urls: str | Iterable[str | tuple[str, float]]) -> dict[str, float]:
     """Each url with its weight, checked."""
     weights: dict[str, float] = {}
     for one in [urls] if isinstance(urls, str) else urls:
-        url, weight = (one, 1.0) if isinstance(one, str) else one
+        match one:
+            case (url, weight):
+                pass
+            case url:
+                weight = 1.0
         if not isinstance(url, str) or not url:
             raise ConfigError("endpoints", f"{url!r} is no url", "give urls, or pairs of url and weight")
         if url in weights:
