@@ -43,7 +43,9 @@ from gateway.policy import EndpointsPolicy
 RAMP_STEPS = 50
 """In how many steps it grows: between two of them, choosing costs no more than ever."""
 CLEARLY = 1.25
-"""Costs nearer than this are equal, and the draw decides: the noise of latencies must not overrule weights."""
+"""Costs nearer than this are equal, and the load decides: the noise of latencies must not overrule load and weights."""
+FAR = 700.0
+"""So many times `decay_for` is as good as never, and `exp` can still say it."""
 JUDGE_EVERY = 1.0
 """Seconds between two looks at whether an endpoint is slower than the others."""
 ROUNDING = 1e-9
@@ -129,17 +131,18 @@ class Endpoints:
         return self._cheaper(one, other)
 
     def _cheaper(self, one: Endpoint, other: Endpoint) -> Endpoint:
-        cost = one.in_flight * one.per + 1.0
+        load = one.in_flight * one.per + 1.0
         others = other.in_flight * other.per + 1.0
         if one.cost and other.cost:  # of one that nothing is known of, only the load is compared
-            cost *= one.cost
-            others *= other.cost
-            older = one.seen_at - other.seen_at  # what was learned longer ago weighs less by now, or none would return
-            if older < 0.0:
-                cost *= exp(older / self._policy.decay_for)
-            else:
-                others *= exp(-older / self._policy.decay_for)
-        return other if others * CLEARLY < cost else one
+            age = (one.seen_at - other.seen_at) / self._policy.decay_for
+            if age > FAR:
+                age = FAR
+            times = (
+                one.cost / other.cost * exp(age)
+            )  # what is old weighs less, or a slow one would never be tried again
+            if not 1.0 / CLEARLY <= times <= CLEARLY:
+                load *= times
+        return other if others < load else one
 
     def learn(self, endpoint: Endpoint, now: float, *, failed: bool, latency: float) -> None:
         """A call to an endpoint ended, in the state in which it began. For its leases."""

@@ -500,6 +500,19 @@ def test_a_held_one_that_checks_call_down_goes_at_once_when_there_is_room(
     assert (before, states(endpoints)) == ("eHh", "hdh")
 
 
+def test_what_was_due_before_a_failure_is_not_laid_at_its_door(make: Callable[..., Endpoints], clock: Clock) -> None:
+    endpoints = make()
+    fail(endpoints, "a")
+    endpoints.report("b", False, clock())
+    leases = [of(endpoints, "b").begin(clock()) for _ in range(3)]
+
+    clock.now += 5.0
+    for lease in leases:
+        lease.end(clock(), "failure")
+
+    assert (states(endpoints), seen(endpoints, "b").ejections) == ("hdh", 0)
+
+
 def test_where_the_list_shrinks_those_that_would_be_back_first_come_back(
     make: Callable[..., Endpoints], clock: Clock
 ) -> None:
@@ -562,6 +575,18 @@ def test_a_success_in_a_panic_ends_an_ejection(make: Callable[..., Endpoints]) -
     assert (states(endpoints), endpoints.snapshot().panic) == ("hHH", False)
     fail(endpoints, "b", 1)
     assert states(endpoints) == "heH"
+
+
+def test_a_success_in_a_panic_may_come_when_the_ejection_is_over(make: Callable[..., Endpoints], clock: Clock) -> None:
+    endpoints = make()
+    for url in "abc":
+        fail(endpoints, url)
+    lease = of(endpoints, "a").begin(clock())
+
+    clock.now += 5.0
+    lease.end(clock(), "success")
+
+    assert states(endpoints) == "hHH"
 
 
 def test_a_success_in_a_panic_is_no_answer_to_a_check(make: Callable[..., Endpoints], clock: Clock) -> None:
