@@ -6,7 +6,7 @@ import gc
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
-from math import inf, nan
+from math import exp, inf, nan
 from random import Random
 from typing import Any
 
@@ -330,6 +330,7 @@ def test_stragglers_say_nothing_about_another_time(make: Callable[..., Endpoints
         lease.end(clock(), "failure")
     while_out = seen(endpoints, "a")
     clock.now += 5.0
+    endpoints.choose()
     for lease in stragglers[15:]:
         lease.end(clock(), "failure")
 
@@ -349,6 +350,25 @@ def test_who_comes_back_begins_anew(make: Callable[..., Endpoints], clock: Clock
     fail(endpoints, "a", 1)
 
     assert (back, two, states(endpoints)) == ("hhh", "hhh", "ehh")
+
+
+def test_what_was_known_of_its_latency_before_is_forgotten(make: Callable[..., Endpoints], clock: Clock) -> None:
+    endpoints = make()
+    succeed(endpoints, "a", latency=3.0)
+    fail(endpoints, "a")
+
+    clock.now += 5.0
+
+    assert seen(endpoints, "a").latency is None
+
+
+def test_a_rate_is_reached_to_the_letter(make: Callable[..., Endpoints]) -> None:
+    endpoints = make(policy=replace(AT_ONCE, failures_in_a_row=inf, min_calls=125, failure_rate=0.352))
+
+    succeed(endpoints, "a", 81)
+    fail(endpoints, "a", 44)  # 35.2 % of 125, and as a float 0.352 x 125 is above 44
+
+    assert states(endpoints) == "ehh"
 
 
 def test_ejections_grow_up_to_a_cap_and_shrink_while_all_is_well(make: Callable[..., Endpoints], clock: Clock) -> None:
@@ -390,6 +410,17 @@ def test_a_slow_one_is_ejected_where_that_is_asked_for(make: Callable[..., Endpo
     succeed(endpoints, "a", 1, 1.0)
 
     assert (below, states(endpoints)) == ("hhh", "ehh")
+
+
+def test_slower_is_what_is_slower_than_the_others(make: Callable[..., Endpoints], clock: Clock) -> None:
+    endpoints = make("ab", policy=replace(AT_ONCE, slow_factor=3.0, min_calls=5))
+
+    succeed(endpoints, "a", 5, 0.1)
+    succeed(endpoints, "b", 5, 1.0)
+    clock.now += 1.0
+    succeed(endpoints, "b", 1, 1.0)
+
+    assert states(endpoints) == "he"
 
 
 @pytest.mark.parametrize(
@@ -744,7 +775,7 @@ def test_a_success_does_not_free_one_that_checks_call_down(make: Callable[..., E
 
     succeed(endpoints, "b")
 
-    assert states(endpoints) == "eHh"
+    assert (states(endpoints), endpoints.snapshot().forbidden) == ("eHh", 1)
 
 
 def test_old_reports_and_those_of_others_say_nothing(make: Callable[..., Endpoints], clock: Clock) -> None:
@@ -780,7 +811,8 @@ def test_those_in_both_lists_keep_all_they_have(make: Callable[..., Endpoints], 
 
 
 def test_leases_of_those_that_are_gone_end_harmlessly(make: Callable[..., Endpoints], clock: Clock) -> None:
-    endpoints = make()
+    heard: list[Any] = []
+    endpoints = make(on_change=lambda *change: heard.append(change))
     gone = of(endpoints, "a")
     leases = [gone.begin(clock()) for _ in range(5)]
 
@@ -790,7 +822,7 @@ def test_leases_of_those_that_are_gone_end_harmlessly(make: Callable[..., Endpoi
     for lease in leases:
         lease.end(clock(), "failure")
 
-    assert gone.in_flight == 0
+    assert (gone.in_flight, heard) == (0, [])
     assert (seen(endpoints, "a").in_flight, seen(endpoints, "a").failures, states(endpoints)) == (0, 0, "hhh")
 
 
@@ -910,6 +942,52 @@ def test_a_clock_that_goes_back_leaves_no_failures_that_never_age(make: Callable
     fail(endpoints, "a", 1)
 
     assert (states(endpoints), seen(endpoints, "a").failures) == ("hhh", 1)
+
+
+def test_that_the_clock_went_back_is_seen_by_what_calls_said_too(make: Callable[..., Endpoints], clock: Clock) -> None:
+    endpoints = make(policy=replace(AT_ONCE, failures_in_a_row=inf))
+    clock.now += 900.0
+    fail(endpoints, "a", 19)
+
+    clock.now -= 890.0
+    endpoints.choose()
+    clock.now += 11.0
+
+    assert seen(endpoints, "a").failures == 0
+
+
+def test_after_a_clock_went_back_averages_and_forgiveness_go_on(make: Callable[..., Endpoints], clock: Clock) -> None:
+    endpoints = make()
+    fail(endpoints, "b")
+    clock.now += 5.0
+    for _ in range(100):
+        succeed(endpoints, "a", latency=0.1)
+    clock.now += 25.0
+    endpoints.snapshot()
+
+    clock.now -= 900.0
+    before = seen(endpoints, "b").ejections
+    clock.now += 6.0
+    succeed(endpoints, "a", latency=0.2)
+
+    assert (before, seen(endpoints, "b").ejections) == (1, 0)
+    assert seen(endpoints, "a").latency == pytest.approx(0.1 + 0.1 * (1 - exp(-3.1)))
+
+
+def test_after_a_clock_went_back_slow_ones_are_looked_for(make: Callable[..., Endpoints], clock: Clock) -> None:
+    endpoints = make("ab", policy=replace(AT_ONCE, slow_factor=3.0, min_calls=5))
+    succeed(endpoints, "a", 5, 0.1)
+    succeed(endpoints, "b", 5, 0.1)
+
+    clock.now -= 900.0
+    endpoints.choose()
+    clock.now += 10.0
+    succeed(endpoints, "a", 5, 0.1)
+    succeed(endpoints, "b", 5, 1.0)
+    clock.now += 1.0
+    succeed(endpoints, "b", 1, 1.0)
+
+    assert states(endpoints) == "he"
 
 
 def test_a_tick_back_forgets_nothing(make: Callable[..., Endpoints], clock: Clock) -> None:
