@@ -363,10 +363,10 @@ def test_what_was_known_of_its_latency_before_is_forgotten(make: Callable[..., E
 
 
 def test_a_rate_is_reached_to_the_letter(make: Callable[..., Endpoints]) -> None:
-    endpoints = make(policy=replace(AT_ONCE, failures_in_a_row=inf, min_calls=125, failure_rate=0.352))
+    endpoints = make(policy=replace(AT_ONCE, failures_in_a_row=inf, min_calls=100, failure_rate=0.07))
 
-    succeed(endpoints, "a", 81)
-    fail(endpoints, "a", 44)  # 35.2 % of 125, and as a float 0.352 x 125 is above 44
+    succeed(endpoints, "a", 93)
+    fail(endpoints, "a", 7)  # 7 % of 100, and as a float 0.07 x 100 is above 7
 
     assert states(endpoints) == "ehh"
 
