@@ -69,6 +69,9 @@ class EndpointsSnapshot:
 class Endpoints:
     """Endpoints of one upstream: urls, or pairs of url and weight. `clock` gives monotonic seconds.
 
+    Where there is only one there is nothing to choose: it costs next to nothing, and nothing is learned of it.
+    `on_change(url, before, after, at)` hears of every change of a state, once all is settled; it must not raise.
+
     Raises a ConfigError for an empty list, a url that is there twice, or a weight that is no number above 0.
     """
 
@@ -97,8 +100,8 @@ class Endpoints:
     def choose(self, exclude: Collection[Endpoint] = ()) -> Endpoint | None:
         """Where the next call goes: in O(log n), O(1) where all weigh the same.
 
-        Never to an excluded one, those that this call has tried already; None if no other is in rotation. Only then it
-        looks at all of them.
+        Never to an excluded one, such as those that this call has tried already: None if no other is in rotation. Only
+        for that it looks at all of them.
         """
         only = self._only
         if only is not None:
