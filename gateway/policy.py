@@ -429,3 +429,79 @@ def _follow(policy: object, name: str, value: float) -> None:
     """What nobody gave follows: the value is marked, so that a replaced policy derives it anew."""
     if not given(getattr(policy, name)):
         object.__setattr__(policy, name, Derived(value))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointsPolicy:
+    """How load is shared among the endpoints of one upstream, and when one of them is left alone for a while.
+
+    Sources: Envoy's outlier detection and slow start; Finagle's and linkerd's balancers.
+    """
+
+    failures_in_a_row: float = 5
+    """Ejects after this many failures with no success in between; inf = never. Envoy's figure: one restart of a proxy
+    in front of it costs an instance fewer, a dead one reaches it within its first few calls."""
+    window_for: float = 10.0
+    """Seconds that the rate of failures looks back over (whole seconds, one bucket each), as a circuit's."""
+    min_calls: float = 20
+    """Below this many calls no rate, and no latency, is known; inf = never. Twice a circuit's: with 20 % of failures
+    all over, half of 10 calls fail by chance once in 30 windows, half of 20 once in 400."""
+    failure_rate: float = 0.5
+    """Ejects at or above this share of failures, in (0, 1]."""
+    slow_factor: float | None = None
+    """Ejects what is slower than this many times the median of the others; None = never: load moves away from a slow
+    one by itself. Above 1; 3 or more where latencies scatter."""
+    eject_for: float = Derived(5.0)
+    """The first ejection lasts this long, the n-th n times as long (Envoy). 5 s as a circuit's `open_for`, not Envoy's
+    30: who comes back too early comes back to a tenth of its share, and costs a few tries that others then serve."""
+    eject_cap: float = Derived(60.0)
+    """The longest an ejection grows to; never below `eject_for`."""
+    forgive_after: float = 30.0
+    """Each time this long in rotation takes back one ejection of those that lengthen the next. inf = never."""
+    max_ejected: float = 0.5
+    """The largest share of the endpoints that is out at once, in (0, 1], whoever says so, calls or checks; and never
+    the last one. Half: whatever the evidence, the rest can carry twice their load more easily than everything."""
+    ramp_for: float = 10.0
+    """The weight of an endpoint that is new, or comes back, grows from a tenth to all of it over these seconds; 0 = all
+    at once. Its caches are cold and its connections still to be made."""
+    decay_for: float = 10.0
+    """Latencies are averaged over about this long, and one not seen for longer is forgotten; 10 s as in Finagle."""
+    failure_cost: float = 1.0
+    """Seconds that a failure counts as, when load is shared: an endpoint that refuses at once is quick, and would
+    otherwise draw all load. About what a user would wait to be spared one."""
+    max_report_age: float = 60.0
+    """A check's "down" holds this long: if the checks end, nobody is out for ever. Six checks at the usual 10 s."""
+
+    def __post_init__(self) -> None:
+        _count("endpoints.failures_in_a_row", self.failures_in_a_row, or_inf=True)
+        _whole_seconds("endpoints.window_for", self.window_for)
+        _count("endpoints.min_calls", self.min_calls, or_inf=True)
+        _share("endpoints.failure_rate", self.failure_rate)
+        if self.slow_factor is not None and not _number("endpoints.slow_factor", self.slow_factor) > 1:
+            problem = f"{self.slow_factor} would eject what is no slower than others"
+            raise ConfigError("endpoints.slow_factor", problem, "give a factor above 1: 3 for three times as slow")
+        _above_zero("endpoints.eject_cap", self.eject_cap)
+        _follow(self, "eject_for", min(5.0, self.eject_cap) if given(self.eject_cap) else 5.0)
+        _at_least_a_microsecond("endpoints.eject_for", self.eject_for)
+        _follow(self, "eject_cap", max(60.0, self.eject_for))
+        if self.eject_cap < self.eject_for:
+            problem = f"{self.eject_cap} is less than endpoints.eject_for, {self.eject_for}"
+            raise ConfigError("endpoints.eject_cap", problem, "give at least as much")
+        _at_least_a_microsecond("endpoints.forgive_after", self.forgive_after)
+        _share("endpoints.max_ejected", self.max_ejected)
+        _finite("endpoints.ramp_for", self.ramp_for, "would never end")
+        _at_least_a_microsecond("endpoints.decay_for", self.decay_for)
+        _finite("endpoints.failure_cost", self.failure_cost, "would be all that counts")
+        _at_least_a_microsecond("endpoints.max_report_age", self.max_report_age)
+
+
+def _whole_seconds(name: str, value: object) -> None:
+    seconds = _number(name, value)
+    if isinf(seconds) or seconds != int(seconds) or seconds < 1:
+        raise ConfigError(name, f"{seconds} is not a whole number of seconds from 1 up", "give whole seconds")
+
+
+def _finite(name: str, value: object, otherwise: str) -> None:
+    _not_negative(name, value)
+    if isinf(_number(name, value)):
+        raise ConfigError(name, f"inf {otherwise}", "give seconds, 0 or more")
