@@ -6,6 +6,7 @@ from gateway.bulkhead import Bulkhead, BulkheadSnapshot
 from gateway.context import Deadline
 from gateway.counts import Counts, LatencySnapshot
 from gateway.events import AttemptFailed, CallFinished, CircuitChanged, Event
+from gateway.http.reply import HttpRefused, HttpReply
 from gateway.operation import Operation, OperationSnapshot
 from gateway.outcome import (
     BulkheadFull,
@@ -26,7 +27,7 @@ from gateway.outcome import (
     UnknownTimeout,
     WrongLoop,
 )
-from gateway.policy import BreakerPolicy, BudgetPolicy, BulkheadPolicy, Policy, RetryPolicy, TimeoutPolicy
+from gateway.policy import BreakerPolicy, BudgetPolicy, BulkheadPolicy, HttpPolicy, Policy, RetryPolicy, TimeoutPolicy
 from gateway.registry import Gateway, GatewaySnapshot
 from gateway.retry import Retry
 from gateway.upstream import Upstream, UpstreamSnapshot
@@ -58,6 +59,9 @@ __all__ = [
     "GatewayClosed",
     "GatewayError",
     "GatewaySnapshot",
+    "HttpPolicy",
+    "HttpRefused",
+    "HttpReply",
     "KeyNeeded",
     "LastGood",
     "LatencySnapshot",

@@ -90,6 +90,14 @@ def tries_under(ambient: Ambient | None) -> Tries | None:
     return ambient.tries
 
 
+def try_here() -> Ambient | None:
+    """What the innermost try told this code, behind the deadlines that were set in it since."""
+    ambient = AMBIENT.get()
+    while ambient is not None and isinstance(ambient.world, Deadline):
+        ambient = ambient.world.outer
+    return ambient
+
+
 def leave(token: Token[Ambient | None]) -> None:
     """Put back what was ambient before."""
     with suppress(ValueError):  # a coroutine that is thrown away ends in a context that is not its own
@@ -145,6 +153,12 @@ class Deadline:
         if attempts is not None:
             deadline.tries = Tries(max(attempts - 1, 0))
         return deadline
+
+    @property
+    def outer(self) -> Ambient | None:
+        """What was ambient where it was entered."""
+        before = None if self._token is None else self._token.old_value
+        return before if isinstance(before, Ambient) else None
 
     def remaining(self) -> float:
         """Seconds left; 0.0 when it has passed."""

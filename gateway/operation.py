@@ -39,6 +39,7 @@ from gateway.outcome import (
     Unknown,
     UnknownTimeout,
     retry_after_of,
+    waited_for_of,
 )
 from gateway.policy import Policy, TimeoutPolicy
 
@@ -272,7 +273,7 @@ class Operation(Generic[P, T]):
         took = now - call.at
         if timer.fired_at is not None and now - timer.fired_at > GRACE:
             self.tally.overran += 1
-        call.outcome, call.not_sent = self._judge(call, timed_out, error)
+        call.outcome, call.not_sent = self._judge(call, timed_out, timer.sent, error)
         ran_long = took + HALF_MICROSECOND >= self._evidence_after
         slow = took > breaker.slow_beyond
         if call.outcome is CANCELLED:
@@ -292,11 +293,13 @@ class Operation(Generic[P, T]):
                 self._tell_failed(call, now, took)
             raise call.failure from call.failure.__cause__
 
-    def _judge(self, call: Call, timed_out: bool, error: BaseException) -> tuple[Outcome, bool]:  # noqa: FBT001 - private
+    def _judge(self, call: Call, timed_out: bool, sent: bool, error: BaseException) -> tuple[Outcome, bool]:  # noqa: FBT001 - private
         """The outcome of a try that raised, and whether it certainly had no effect."""
-        usual = Outcome.UNKNOWN if self.idempotent is False else Outcome.FAILED
+        risky = self.idempotent is False or (sent and self.idempotent is None)
+        usual = Outcome.UNKNOWN if risky else Outcome.FAILED
+        not_sent = not sent and (isinstance(error, NotSent) or getattr(error, "not_sent", False))
         if timed_out:
-            return usual, False
+            return (Outcome.FAILED, True) if not_sent else (usual, False)
         if call.task.cancelling() > call.cancelling:  # the caller left, whatever the function made of that
             return CANCELLED, False
         if not isinstance(error, Exception):
@@ -306,9 +309,7 @@ class Operation(Generic[P, T]):
             return outcome, outcome is Outcome.FAILED
         if isinstance(error, self._refused):
             return Outcome.REFUSED, False
-        if isinstance(error, NotSent):
-            return Outcome.FAILED, True
-        return usual, False
+        return (Outcome.FAILED, True) if not_sent else (usual, False)
 
     def _classified(self, error: Exception) -> Outcome | None:
         """What the user's `classify=` makes of an error; None where it does not say, or raises."""
@@ -331,6 +332,7 @@ class Operation(Generic[P, T]):
             failure.waited_for = "deadline" if limit.nearer else "attempt"
         else:
             failure = kind(f"{where}: {told(error)}")
+            failure.waited_for = waited_for_of(error)
         failure.upstream, failure.operation, failure.attempts = self.upstream.name, self.name, call.attempts
         failure.retry_after = retry_after_of(error)
         failure.__cause__ = None if isinstance(error, Judged) else error

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop, Event, Future, Task, current_task, get_running_loop, sleep, timeout
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Thread
 from time import monotonic
 from types import MappingProxyType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from fallbacks.last_good import LastGood
 from gateway import events
 from gateway.bulkhead import Bulkhead
 from gateway.context import AMBIENT, clock_of
 from gateway.outcome import ConfigError, GatewayClosed, UnknownName, WrongLoop
-from gateway.policy import Policy
+from gateway.policy import HttpPolicy, Policy
 from gateway.threads import ThreadPool
 from gateway.upstream import Upstream, UpstreamSnapshot, Workers
 
+if TYPE_CHECKING:
+    from gateway.http.client import HttpUpstream
+
+U = TypeVar("U", bound=Upstream)
 L = TypeVar("L", bound=Callable[[Any], object])
 
 
@@ -52,12 +56,27 @@ class Gateway:
 
     def upstream(self, name: str, *, policy: Policy = Policy()) -> Upstream:
         """Register a service under a name of its own; a ConfigError if the name is taken."""
+        self._check_name(name)
+        return self._add(Upstream(name, policy, self))
+
+    def http(
+        self, name: str, url: str | Sequence[str], *, policy: Policy = Policy(), http: HttpPolicy = HttpPolicy()
+    ) -> HttpUpstream:
+        """Register an HTTP API by its base URL. Raises ConfigError."""
+        from gateway.http.client import HttpUpstream  # noqa: PLC0415 - aiohttp is imported by who needs it
+
+        self._check_name(name)
+        return self._add(HttpUpstream(name, url, policy, http, self))
+
+    def _check_name(self, name: str) -> None:
         if not isinstance(name, str) or not name:
             raise ConfigError("upstream name", f"{name!r} is no name", "give a non-empty str")
         if name in self._upstreams:
             problem = "an upstream of that name is registered already"
             raise ConfigError(f"upstream {name!r}", problem, f"use gate[{name!r}], or another name")
-        upstream = self._upstreams[name] = Upstream(name, policy, self)
+
+    def _add(self, upstream: U) -> U:
+        self._upstreams[upstream.name] = upstream
         if self._loop is not None and not self._loop.is_closed():
             upstream.bind(self._loop, clock_of(self._loop))
             if self._closing is not None:
@@ -129,6 +148,7 @@ class Gateway:
             try:
                 await self._cancel_the_rest(join_for, here)
                 await self._flush(join_for)
+                await self._disconnect(join_for)
                 stuck = await self._join_threads(join_for)
             finally:
                 if self._closing is closing:  # else this loop died meanwhile, and it is open on another
@@ -221,6 +241,12 @@ class Gateway:
         finally:
             for memory in memories:
                 memory.stop_writing()
+
+    async def _disconnect(self, patience: float) -> None:
+        with suppress(TimeoutError):
+            async with timeout(patience):
+                for upstream in self:
+                    await upstream.disconnect()
 
     async def _join_threads(self, patience: float) -> tuple[str, ...]:
         workers = [workers for upstream in self if (workers := upstream.dismiss()) is not None]

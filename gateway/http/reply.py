@@ -1,0 +1,59 @@
+"""What an HTTP server answered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from msgspec import Struct
+from msgspec.json import decode
+
+from gateway.outcome import Refused
+
+if TYPE_CHECKING:
+    from multidict import CIMultiDictProxy
+
+T = TypeVar("T")
+
+
+class HttpReply(Struct, frozen=True, eq=False, repr_omit_defaults=True):
+    """An answer: its status, its headers, the bytes of its body. Immutable, so that it can be remembered and shared.
+
+    `headers`: a read-only multi-mapping, in which case does not matter: `reply.headers["content-type"]`.
+    """
+
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
+
+    @overload
+    def json(self) -> Any: ...
+    @overload
+    def json(self, into: type[T]) -> T: ...
+    def json(self, into: Any = Any) -> Any:
+        """The body, read as JSON into a type. Raises msgspec.DecodeError, or its kind ValidationError."""
+        return decode(self.body, type=into)
+
+    def text(self) -> str:
+        """The body as text, in the charset that the server named; else UTF-8. What is none is shown as U+FFFD."""
+        content_type = self.headers.get("Content-Type", "").lower()
+        charset = content_type.partition("charset=")[2].partition(";")[0].strip(" \"'")
+        try:
+            return self.body.decode(charset or "utf-8", "replace")
+        except LookupError:
+            return self.body.decode("utf-8", "replace")
+
+    def __repr__(self) -> str:
+        return f"<HttpReply {self.status}, {len(self.body)} bytes>"
+
+
+class HttpRefused(Refused):
+    """A healthy "no", such as 404: `status`, and the whole `reply`. Reaches the caller untouched, and is not repeated."""
+
+    def __init__(self, what: str, *, reply: HttpReply, retry_after: float | None = None) -> None:
+        super().__init__(f"{what}: {reply.status}", retry_after=retry_after)
+        self.reply = reply
+
+    @property
+    def status(self) -> int:
+        """The status."""
+        return self.reply.status

@@ -1,0 +1,260 @@
+"""One request over the wire, and its answer: the phase it has reached decides what its failure means.
+
+While a connection is looked for, nothing is sent: whatever ends it then, the connect limit, that of the try or the
+deadline, is a `NotSent`. From the moment a connection was handed out the request counts as sent.
+"""
+
+from __future__ import annotations
+
+from asyncio import CancelledError
+from functools import lru_cache
+from math import inf
+from ssl import SSLContext
+from urllib.parse import urljoin
+from urllib.request import getproxies, proxy_bypass
+
+from aiohttp import ClientError, ClientResponse, ClientResponseError, ClientSession, ClientTimeout, DummyCookieJar
+from multidict import CIMultiDict
+from yarl import URL
+
+from gateway.context import AMBIENT, HALF_MICROSECOND, Ambient, Clock, Deadline, tries_under
+from gateway.http.connections import Connections, CutOffline, Response
+from gateway.http.errors import (
+    AnswerTimeout,
+    BadReply,
+    ConnectionLost,
+    ConnectTimeout,
+    ReadTimeout,
+    StatedNotDone,
+    Unreachable,
+)
+from gateway.http.reply import HttpRefused, HttpReply
+from gateway.http.request import PATHS_KEPT, Endpoint, HttpRequest
+from gateway.http.statuses import Statuses, reason_for, retry_after_in
+from gateway.lane import Timer
+from gateway.outcome import Outcome
+from gateway.policy import HttpPolicy, TimeoutPolicy
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+FOLLOWED = frozenset({"GET", "HEAD"})
+NO_LIMIT = float(2**40)
+
+
+class Session:
+    """The connections of one upstream on one loop, and how requests go over them."""
+
+    def __init__(
+        self, policy: HttpPolicy, endpoint: Endpoint, *, statuses: Statuses, tls: SSLContext | None, clock: Clock
+    ) -> None:
+        self.connections = Connections(policy, tls=tls, clock=clock)
+        self._policy = policy
+        self._endpoint = endpoint
+        self._statuses = statuses
+        self._clock = clock
+        self._limits: dict[tuple[float, float], ClientTimeout] = {}  # by connect and read: as few as there are policies
+        self._proxy = proxy_for(endpoint) if policy.trust_env else None
+        self._params = tuple(policy.params.items())
+        own = CIMultiDict(policy.headers)
+        if endpoint.authorization is not None:
+            own.setdefault("Authorization", endpoint.authorization)
+        self._session = ClientSession(
+            connector=self.connections,
+            cookie_jar=DummyCookieJar(),  # one user's cookie is no other user's
+            headers=own,
+            response_class=Response,
+            max_line_size=policy.max_header,
+            max_field_size=policy.max_header,
+            max_headers=policy.max_headers,
+            timeout=ClientTimeout(total=None),
+        )
+
+    async def send(self, request: HttpRequest, timeout: TimeoutPolicy, *, within: bool = False) -> HttpReply:
+        """The reply to a request. Raises HttpRefused, a NotSent, or what `gateway.http.errors` has for the rest.
+
+        `within` a user's function a cancel stays one, whoever sent it: the function must end with its limit on time.
+        """
+        started = self._clock()
+        try:
+            response = await self.open(request, request.body, timeout)
+            reply = HttpReply(response.status, response.headers, await self._read(response))
+        except (CancelledError, ClientError, OSError, Unreachable, BadReply) as error:
+            if within and isinstance(error, CancelledError):
+                raise
+            failure = self.failure(error, request, timeout, self._clock() - started)
+        else:
+            if reply.status < 400 and not self._policy.statuses:  # noqa: PLR2004 - as the table says, and soon
+                return reply
+            refusal = self.refusal(reply, request)
+            if refusal is None:
+                return reply
+            raise refusal
+        raise failure  # here it has no context: aiohttp's errors hold addresses and headers with all their secrets
+
+    async def open(self, request: HttpRequest, body: object, timeout: TimeoutPolicy) -> ClientResponse:
+        """The answer as far as its headers; its body is still to be read."""
+        limits = self._limits.get((timeout.connect, timeout.read)) or self._limits_of(timeout)
+        url = url_of(self._endpoint.prefix, request.path)
+        if self._params or request.params:
+            url = url.extend_query((*self._params, *request.params))
+        left = self._policy.redirects if request.method in FOLLOWED else 0
+        while True:
+            response = await self._session.request(
+                request.method,
+                url,
+                data=body,
+                headers=self._headers(request),
+                allow_redirects=False,
+                timeout=limits,
+                proxy=self._proxy,
+            )
+            keep_alive = response.headers.get("Keep-Alive")
+            if keep_alive is not None:
+                self.connections.learn(url.raw_host, url.port, keep_alive)
+            if left == 0 or response.status not in REDIRECTS:
+                return response
+            target = followed(url, response.headers.get("Location"))
+            if target is None:
+                return response
+            response.close()  # its body may be of any length
+            url = target
+            left -= 1
+
+    def refusal(self, reply: HttpReply, request: HttpRequest) -> Exception | None:
+        """The error that a status means; None for a success."""
+        retry_after = retry_after_in(reply.headers.get("Retry-After"))
+        meaning = self._statuses.meaning(reply.status, retry_after)
+        what = self._what(request)
+        if meaning is Outcome.SUCCESS:
+            return None
+        if meaning is Outcome.REFUSED:
+            return HttpRefused(what, reply=reply, retry_after=retry_after)
+        if meaning is Outcome.FAILED:
+            return StatedNotDone(what, reply=reply, retry_after=retry_after, reason=reason_for(reply.status))
+        return BadReply(f"{what}: {reply.status}", reply=reply, retry_after=retry_after)
+
+    def failure(self, error: BaseException, request: HttpRequest, timeout: TimeoutPolicy, took: float) -> BaseException:
+        """Our own error for what ended a request: it says what was waited for, how long, and where."""
+        what = self._what(request)
+        if isinstance(error, CancelledError):
+            limit = limit_that_ended(error)
+            if limit is None:
+                return error  # the caller leaves
+            waited_for = "deadline" if limit.nearer else "attempt"
+            if isinstance(error, CutOffline):
+                return ConnectTimeout(f"{what}: no connection within the {took:.3f} s it had", waited_for=waited_for)
+            return AnswerTimeout(f"{what}: no whole answer within {took:.3f} s", waited_for=waited_for)
+        if isinstance(error, Unreachable):
+            return type(error)(f"{what}: {error}")
+        if isinstance(error, BadReply):
+            return BadReply(f"{what}: {error}")
+        if isinstance(error, TimeoutError):
+            return ReadTimeout(f"{what}: silence for {timeout.read:.3f} s")
+        if isinstance(error, ClientResponseError):
+            return BadReply(f"{what}: not HTTP as agreed: {' '.join(error.message.split())[:80]}")
+        return ConnectionLost(f"{what}: the connection broke after {took:.3f} s")
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    def abandon(self) -> None:
+        """Forget it: its loop was closed under it, and with that its connections."""
+        self._session.detach()
+        closing = self.connections.close()
+        try:
+            closing.send(None)  # on a closed loop there is nothing to wait for
+        except StopIteration:
+            pass
+        finally:
+            closing.close()
+
+    def _limits_of(self, timeout: TimeoutPolicy) -> ClientTimeout:
+        limits = self._limits[timeout.connect, timeout.read] = ClientTimeout(
+            connect=None if timeout.connect == inf else timeout.connect,
+            sock_read=None if timeout.read == inf else timeout.read,
+            ceil_threshold=NO_LIMIT,  # nothing is rounded up
+        )
+        return limits
+
+    def _headers(self, request: HttpRequest) -> CIMultiDict[str]:
+        """What is said of this try: what its caller says, and how much time is left."""
+        headers = CIMultiDict(request.headers)
+        if request.idempotency_key is not None:
+            headers[self._policy.idempotency_header] = request.idempotency_key
+        ambient = AMBIENT.get()
+        if ambient is not None and self._policy.deadline_header is not None:
+            self._tell_time(headers, ambient, self._policy.deadline_header)
+        return headers
+
+    def _tell_time(self, headers: CIMultiDict[str], ambient: Ambient, name: str) -> None:
+        left = ambient.at - ambient.world.clock()
+        if left != inf:
+            whole = int((left + HALF_MICROSECOND) * 1000) if left > 0 else 0
+            headers[name] = str(whole) if self._policy.deadline_unit == "ms" else f"{whole / 1000:.3f}"
+        tries = tries_under(ambient)
+        if tries is not None and tries.left != inf:
+            headers[Deadline.ATTEMPTS] = str(int(tries.left))
+
+    async def _read(self, response: ClientResponse) -> bytes:
+        """The body, if it is not too long: once unpacked, whatever the server says of its length."""
+        most = self._policy.max_body
+        headers = response.headers
+        length = headers.get("Content-Length")
+        if response.method == "HEAD" or (
+            length is not None and int(length) <= most and "Content-Encoding" not in headers
+        ):
+            return await response.read()
+        body = bytearray()
+        try:
+            if length is not None and int(length) > most:
+                raise too_long(most)
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > most:
+                    raise too_long(most)
+        except BaseException:
+            response.close()
+            raise
+        return bytes(body)
+
+    def _what(self, request: HttpRequest) -> str:
+        """A request in words, without what may be a secret."""
+        path = request.path.partition("?")[0]
+        return f"{request.method} {self._endpoint.prefix}{'' if path.startswith('/') or not path else '/'}{path}"
+
+
+@lru_cache(maxsize=PATHS_KEPT)
+def url_of(prefix: str, path: str) -> URL:
+    """The address of a path below a base URL, which `confined` has looked at."""
+    return URL(prefix + path if path.startswith(("/", "?")) or not path else f"{prefix}/{path}")
+
+
+def followed(url: URL, location: str | None) -> URL | None:
+    """Where a redirect leads, if that is of the same origin."""
+    if location is None:
+        return None
+    try:
+        target = URL(urljoin(str(url), location)).with_fragment(None)
+        same = target.origin() == url.origin() and target.user is None and target.password is None
+    except ValueError:
+        return None
+    return target if same else None
+
+
+def limit_that_ended(error: CancelledError) -> Timer | None:
+    """The limit of the running try, if nothing else is why this request was cancelled."""
+    limit = AMBIENT.get()
+    if not isinstance(limit, Timer) or limit.fired_at is None:
+        return None
+    return limit if limit.task.cancelling() - 1 <= limit.cancelling else None
+
+
+def too_long(most: float) -> BadReply:
+    """The error for a body over the limit."""
+    return BadReply(f"a body of more than {most:.0f} bytes")
+
+
+def proxy_for(endpoint: Endpoint) -> str | None:
+    """The proxy that the environment names for a server."""
+    proxy = getproxies().get(endpoint.scheme)
+    return None if proxy is None or proxy_bypass(endpoint.host) else proxy
