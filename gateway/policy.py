@@ -330,7 +330,7 @@ class HttpPolicy:
     ca_file: str | None = None
     """Certificates (PEM) of the authorities to trust instead of the system's. Servers are always verified."""
     certificate: str | None = None
-    """The client's own certificate (PEM), where the server asks for one; with its key unless `certificate_key` is it."""
+    """The client's own certificate (PEM), where the server asks for one; with its key, or see `certificate_key`."""
     certificate_key: str | None = None
     """The key of `certificate` (PEM)."""
     trust_env: bool = False

@@ -100,14 +100,20 @@ class HttpUpstream(Upstream):
         """The operation of a method with an idempotency key, which makes it one that may be repeated."""
         name = f"{method.lower()} with key"
         known = self._operations.get(name)
-        return known if isinstance(known, Method) else self._adopt(Method(self, self.policy, method, keyed=True))
+        if isinstance(known, Method):
+            return known
+        method_with_key = Method(self, self.policy, method, keyed=True)
+        self._adopt(method_with_key)
+        return method_with_key
 
     def declare(self, function: Callable[P, Any], said: Declared[T]) -> Operation[P, T]:
         """Register a declared operation. Raises ConfigError."""
         if not callable(function) or not hasattr(function, "__name__"):
             raise ConfigError(f"{self.name}{said.path}", f"{function!r} is no function", "decorate a function")
         check_declaration(f"{self.name}.{said.name or function.__name__}", said)  # type: ignore[arg-type]
-        return self._adopt(DeclaredOperation(self, self.policy, function, said))
+        operation: Operation[P, T] = DeclaredOperation(self, self.policy, function, said)
+        self._adopt(operation)
+        return operation
 
     def session(self) -> Session:
         """The connections of the loop that is open now."""
@@ -154,13 +160,14 @@ class HttpUpstream(Upstream):
             limit.sent = True
 
     def _method(self, method: str) -> Method:
-        return self._adopt(Method(self, self.policy, method))
+        operation = Method(self, self.policy, method)
+        self._adopt(operation)
+        return operation
 
-    def _adopt(self, operation: Any) -> Any:
+    def _adopt(self, operation: Operation[..., Any]) -> None:
         if operation.name in self._operations:
             problem = "an operation of that name is registered already"
             raise ConfigError(f"{self.name}.{operation.name}", problem, 'give another name="..."')
         self._operations[operation.name] = operation
         if self._bound_to is not None:
             operation.take_lane()
-        return operation

@@ -52,8 +52,16 @@ class Broken(ClientError):
 class Response(ClientResponse):
     """An answer that tells a broken connection."""
 
+    _line: Any = None  # aiohttp's protocol, which knows how the connection ended
+
+    def check_whole(self) -> None:
+        """Raise Broken if the connection was reset; without a length, aiohttp takes that for the end of the body."""
+        if self._line is not None and isinstance(self._line.exception(), ClientOSError):
+            raise Broken("reset")
+
     async def start(self, connection: Connection) -> ClientResponse:
         """Wait for the headers."""
+        self._line = connection.protocol
         try:
             return await super().start(connection)
         except (ClientOSError, ServerDisconnectedError) as error:
@@ -73,7 +81,7 @@ class Connections(TCPConnector):
             dns_cache_max_size=NAMES_KEPT,
             resolver=Resolver(policy.resolve),
             ssl=tls or True,
-            timeout_ceil_threshold=inf,  # type: ignore[arg-type]  # nothing is rounded up
+            timeout_ceil_threshold=inf,  # nothing is rounded up
         )
         self._policy = policy
         self._clock = clock
@@ -85,7 +93,7 @@ class Connections(TCPConnector):
         self._peak = 0  # most in use at once, since the last look
         self._look_at = clock() + policy.keepalive_for
 
-    async def connect(self, req: ClientRequest, traces: list[Any], timeout: ClientTimeout) -> Connection:
+    async def connect(self, req: ClientRequest, traces: list[Any], timeout: ClientTimeout) -> Connection:  # noqa: ASYNC109 - aiohttp's
         """A connection that is idle and good, or a new one. Raises Unreachable, CutOffline."""
         now = self._clock()
         if now >= self._look_at:
@@ -147,8 +155,9 @@ class Connections(TCPConnector):
             self._idle_since[transport] = self._clock()
 
     def _close_surplus(self, now: float) -> None:
-        """Close what the busiest moment since the last look did not need: aiohttp uses the longest idle first, so that
-        without this none would ever be idle long enough to go.
+        """Close what the busiest moment since the last look did not need.
+
+        aiohttp uses the longest idle first, so that without this none would ever be idle long enough to go.
         """
         open_ones = [transport for transport in self._idle_since if not transport.is_closing()]
         surplus = len(open_ones) + self._in_use - self._peak

@@ -47,7 +47,7 @@ class HttpReply(Struct, frozen=True, eq=False, repr_omit_defaults=True):
 
 
 class HttpRefused(Refused):
-    """A healthy "no", such as 404: `status`, and the whole `reply`. Reaches the caller untouched, and is not repeated."""
+    """A healthy "no", such as 404: `status`, and the whole `reply`. Reaches the caller untouched; never repeated."""
 
     def __init__(self, what: str, *, reply: HttpReply, retry_after: float | None = None) -> None:
         super().__init__(f"{what}: {reply.status}", retry_after=retry_after)

@@ -10,14 +10,23 @@ from asyncio import CancelledError
 from functools import lru_cache
 from math import inf
 from ssl import SSLContext
+from typing import Any, cast
 from urllib.parse import urljoin
 from urllib.request import getproxies, proxy_bypass
 
-from aiohttp import ClientError, ClientResponse, ClientResponseError, ClientSession, ClientTimeout, DummyCookieJar
+from aiohttp import (
+    ClientError,
+    ClientRequest,
+    ClientResponse,
+    ClientResponseError,
+    ClientSession,
+    ClientTimeout,
+    DummyCookieJar,
+)
 from multidict import CIMultiDict
 from yarl import URL
 
-from gateway.context import AMBIENT, HALF_MICROSECOND, Ambient, Clock, Deadline, tries_under
+from gateway.context import AMBIENT, HALF_MICROSECOND, Clock, Deadline, tries_under
 from gateway.http.connections import Connections, CutOffline, Response
 from gateway.http.errors import (
     AnswerTimeout,
@@ -32,7 +41,7 @@ from gateway.http.reply import HttpRefused, HttpReply
 from gateway.http.request import PATHS_KEPT, Endpoint, HttpRequest
 from gateway.http.statuses import Statuses, reason_for, retry_after_in
 from gateway.lane import Timer
-from gateway.outcome import Outcome
+from gateway.outcome import Outcome, WaitedFor
 from gateway.policy import HttpPolicy, TimeoutPolicy
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -61,6 +70,7 @@ class Session:
             connector=self.connections,
             cookie_jar=DummyCookieJar(),  # one user's cookie is no other user's
             headers=own,
+            request_class=timed(policy) if policy.deadline_header is not None else ClientRequest,
             response_class=Response,
             max_line_size=policy.max_header,
             max_field_size=policy.max_header,
@@ -68,7 +78,7 @@ class Session:
             timeout=ClientTimeout(total=None),
         )
 
-    async def send(self, request: HttpRequest, timeout: TimeoutPolicy, *, within: bool = False) -> HttpReply:
+    async def send(self, request: HttpRequest, timeout: TimeoutPolicy, *, within: bool = False) -> HttpReply:  # noqa: ASYNC109
         """The reply to a request. Raises HttpRefused, a NotSent, or what `gateway.http.errors` has for the rest.
 
         `within` a user's function a cancel stays one, whoever sent it: the function must end with its limit on time.
@@ -90,7 +100,7 @@ class Session:
             raise refusal
         raise failure  # here it has no context: aiohttp's errors hold addresses and headers with all their secrets
 
-    async def open(self, request: HttpRequest, body: object, timeout: TimeoutPolicy) -> ClientResponse:
+    async def open(self, request: HttpRequest, body: object, timeout: TimeoutPolicy) -> ClientResponse:  # noqa: ASYNC109
         """The answer as far as its headers; its body is still to be read."""
         limits = self._limits.get((timeout.connect, timeout.read)) or self._limits_of(timeout)
         url = url_of(self._endpoint.prefix, request.path)
@@ -136,13 +146,7 @@ class Session:
         """Our own error for what ended a request: it says what was waited for, how long, and where."""
         what = self._what(request)
         if isinstance(error, CancelledError):
-            limit = limit_that_ended(error)
-            if limit is None:
-                return error  # the caller leaves
-            waited_for = "deadline" if limit.nearer else "attempt"
-            if isinstance(error, CutOffline):
-                return ConnectTimeout(f"{what}: no connection within the {took:.3f} s it had", waited_for=waited_for)
-            return AnswerTimeout(f"{what}: no whole answer within {took:.3f} s", waited_for=waited_for)
+            return cut(error, what, took)
         if isinstance(error, Unreachable):
             return type(error)(f"{what}: {error}")
         if isinstance(error, BadReply):
@@ -176,24 +180,15 @@ class Session:
         )
         return limits
 
-    def _headers(self, request: HttpRequest) -> CIMultiDict[str]:
-        """What is said of this try: what its caller says, and how much time is left."""
+    def _headers(self, request: HttpRequest) -> CIMultiDict[str] | None:
+        """What its caller says of it."""
+        key = request.idempotency_key
+        if not request.headers and key is None:
+            return None
         headers = CIMultiDict(request.headers)
-        if request.idempotency_key is not None:
-            headers[self._policy.idempotency_header] = request.idempotency_key
-        ambient = AMBIENT.get()
-        if ambient is not None and self._policy.deadline_header is not None:
-            self._tell_time(headers, ambient, self._policy.deadline_header)
+        if key is not None:
+            headers[self._policy.idempotency_header] = key
         return headers
-
-    def _tell_time(self, headers: CIMultiDict[str], ambient: Ambient, name: str) -> None:
-        left = ambient.at - ambient.world.clock()
-        if left != inf:
-            whole = int((left + HALF_MICROSECOND) * 1000) if left > 0 else 0
-            headers[name] = str(whole) if self._policy.deadline_unit == "ms" else f"{whole / 1000:.3f}"
-        tries = tries_under(ambient)
-        if tries is not None and tries.left != inf:
-            headers[Deadline.ATTEMPTS] = str(int(tries.left))
 
     async def _read(self, response: ClientResponse) -> bytes:
         """The body, if it is not too long: once unpacked, whatever the server says of its length."""
@@ -215,12 +210,35 @@ class Session:
         except BaseException:
             response.close()
             raise
+        if length is None:
+            cast("Response", response).check_whole()
         return bytes(body)
 
     def _what(self, request: HttpRequest) -> str:
         """A request in words, without what may be a secret."""
         path = request.path.partition("?")[0]
         return f"{request.method} {self._endpoint.prefix}{'' if path.startswith('/') or not path else '/'}{path}"
+
+
+def timed(policy: HttpPolicy) -> type[ClientRequest]:
+    """A kind of request that says how much time is left; here, since a header that aiohttp copies twice costs more."""
+    name, in_ms = str(policy.deadline_header), policy.deadline_unit == "ms"
+
+    class TimedRequest(ClientRequest):
+        def update_auto_headers(self, skip_auto_headers: Any) -> None:
+            super().update_auto_headers(skip_auto_headers)
+            ambient = AMBIENT.get()
+            if ambient is None:
+                return
+            left = ambient.at - ambient.world.clock()
+            if left != inf:
+                whole = int((left + HALF_MICROSECOND) * 1000) if left > 0 else 0
+                self.headers[name] = str(whole) if in_ms else f"{whole / 1000:.3f}"
+            tries = tries_under(ambient)
+            if tries is not None and tries.left != inf:
+                self.headers[Deadline.ATTEMPTS] = str(int(tries.left))
+
+    return TimedRequest
 
 
 @lru_cache(maxsize=PATHS_KEPT)
@@ -241,7 +259,18 @@ def followed(url: URL, location: str | None) -> URL | None:
     return target if same else None
 
 
-def limit_that_ended(error: CancelledError) -> Timer | None:
+def cut(error: CancelledError, what: str, took: float) -> BaseException:
+    """The error for a request that was cancelled: our own if its limit on time did it, else the cancel."""
+    limit = limit_that_ended()
+    if limit is None:
+        return error
+    waited_for: WaitedFor = "deadline" if limit.nearer else "attempt"
+    if isinstance(error, CutOffline):
+        return ConnectTimeout(f"{what}: no connection within the {took:.3f} s it had", waited_for=waited_for)
+    return AnswerTimeout(f"{what}: no whole answer within {took:.3f} s", waited_for=waited_for)
+
+
+def limit_that_ended() -> Timer | None:
     """The limit of the running try, if nothing else is why this request was cancelled."""
     limit = AMBIENT.get()
     if not isinstance(limit, Timer) or limit.fired_at is None:
