@@ -26,7 +26,7 @@ from aiohttp import (
     TCPConnector,
 )
 
-from gateway.http.errors import ConnectTimeout, Unreachable
+from gateway.http.errors import Unreachable
 from gateway.http.resolver import Resolver
 from gateway.outcome import ConfigError
 from gateway.policy import HttpPolicy
@@ -43,6 +43,10 @@ class CutOffline(CancelledError):
     """A cancel that came before there was a connection: nothing was sent."""
 
     not_sent = True
+
+
+class TooSlow(Unreachable):
+    """No connection in time. No TimeoutError: aiohttp makes an error of its own of any that comes from here."""
 
 
 class Broken(ClientError):
@@ -98,13 +102,14 @@ class Connections(TCPConnector):
         now = self._clock()
         if now >= self._look_at:
             self._close_surplus(now)
+        error: Unreachable
         while True:
             try:
                 connection = await super().connect(req, traces, timeout)
             except CancelledError as cancelled:
                 raise CutOffline(*cancelled.args) from None
             except TimeoutError:
-                error: Unreachable = ConnectTimeout(f"no connection within {timeout.connect:.3f} s (name, TCP, TLS)")
+                error = TooSlow(f"no connection within {timeout.connect:.3f} s (name, TCP, TLS)")
             except (ClientError, OSError) as failed:
                 error = Unreachable(f"no connection: {why(failed)}")
             else:

@@ -27,7 +27,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from gateway.context import AMBIENT, HALF_MICROSECOND, Clock, Deadline, tries_under
-from gateway.http.connections import Connections, CutOffline, Response
+from gateway.http.connections import Connections, CutOffline, Response, TooSlow
 from gateway.http.errors import (
     AnswerTimeout,
     BadReply,
@@ -148,7 +148,7 @@ class Session:
         if isinstance(error, CancelledError):
             return cut(error, what, took)
         if isinstance(error, Unreachable):
-            return type(error)(f"{what}: {error}")
+            return (ConnectTimeout if isinstance(error, TooSlow) else Unreachable)(f"{what}: {error}")
         if isinstance(error, BadReply):
             return BadReply(f"{what}: {error}")
         if isinstance(error, TimeoutError):
