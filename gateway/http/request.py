@@ -39,7 +39,8 @@ NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 UNSAFE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 """Control characters: with them a value would be more than one header, or a path more than one request."""
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:")
-LEAVES = re.compile(r"[\\#\x00-\x20\x7f]")
+LEAVES = re.compile(r"[\\\x00-\x1f\x7f]")
+NO_PATH = re.compile(r"[#\x00-\x20\x7f]")
 IDEMPOTENT = {"GET": True, "HEAD": True, "OPTIONS": True, "PUT": True, "DELETE": True, "POST": False, "PATCH": False}
 """RFC 9110, 9.2.2."""
 PATHS_KEPT = 512
@@ -87,7 +88,7 @@ def confined(path: str) -> str:
     decoded = unquote(unquote(plain))  # a server that decodes twice is no way out either
     if plain.startswith("//") or SCHEME.match(plain) is not None:
         raise ConfigError("path", "it names a server of its own", "give a path below the base URL")
-    if LEAVES.search(decoded) or UNSAFE.search(path) or " " in path:
+    if LEAVES.search(decoded) or NO_PATH.search(path):
         raise ConfigError("path", "it holds a space, a control character, # or \\", "use a template, or quote it")
     if any(segment in (".", "..") for segment in decoded.split("/")):
         raise ConfigError("path", "it has . or .. in it, and could leave the base URL", "give the path itself")
