@@ -134,6 +134,7 @@ class Gateway:
         self._closed = True
         if self._loop is None or self._loop.is_closed():
             self._loop = None
+            await self._disconnect(join_for)
             return ()
         if self._loop is not get_running_loop():
             self._closed = False

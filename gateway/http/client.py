@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
 from functools import cached_property
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from gateway.context import Clock, try_here
 from gateway.http.connections import tls_of
 from gateway.http.declared import Declared, DeclaredOperation
 from gateway.http.method import Method
 from gateway.http.reply import HttpReply
-from gateway.http.request import IDEMPOTENT, Endpoint, HttpRequest, checked
+from gateway.http.request import IDEMPOTENT, Data, Endpoint, Headers, HttpRequest, Params, checked, request_of
 from gateway.http.session import Session
 from gateway.http.statuses import Statuses
+from gateway.http.stream import HttpStream, StreamOperation, stream_name
 from gateway.lane import Timer
 from gateway.operation import Operation
 from gateway.outcome import ConfigError, NotSent, Refused
@@ -51,7 +52,6 @@ class HttpUpstream(Upstream):
         self._statuses = Statuses(http.statuses)
         self._tls = tls_of(name, http)
         self._session: Session | None = None
-        self._session_loop: AbstractEventLoop | None = None
         super().__init__(name, policy, owner)
 
     @cached_property
@@ -96,6 +96,40 @@ class HttpUpstream(Upstream):
         found: Method = getattr(self, method.lower())
         return found
 
+    def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Params | None = None,
+        headers: Headers | None = None,
+        json: object = None,
+        data: Data | AsyncIterable[bytes] | None = None,
+        idempotency_key: str | bool | None = None,
+    ) -> HttpStream:
+        """An answer that is read piece by piece, holding its place until the block ends; no limit on its size.
+
+            async with archive.stream("GET", "/export") as reply:
+                async for piece in reply:
+                    ...
+
+        `data` may come piece by piece, too. Limits: `timeout.connect`, `timeout.read` for silence, `http.stream_for`
+        for the whole. Raises as a call does; ConfigError or TypeError at once for what cannot be sent.
+        """
+        self.request(method)
+        method = method.upper()
+        upload = data if isinstance(data, AsyncIterable) else None
+        whole = None if isinstance(data, AsyncIterable) else data
+        request = request_of(
+            method, path, params=params, headers=headers, json=json, data=whole, idempotency_key=idempotency_key
+        )
+        keyed = request.idempotency_key is not None and not IDEMPOTENT[method]
+        operation = self._operations.get(stream_name(method, keyed=keyed))
+        if not isinstance(operation, StreamOperation):
+            operation = StreamOperation(self, self.policy, method, keyed=keyed)
+            self._adopt(operation)
+        return HttpStream(operation, request, upload)
+
     def keyed(self, method: str) -> Method:
         """The operation of a method with an idempotency key, which makes it one that may be repeated."""
         name = f"{method.lower()} with key"
@@ -111,9 +145,9 @@ class HttpUpstream(Upstream):
         if not callable(function) or not hasattr(function, "__name__"):
             raise ConfigError(f"{self.name}{said.path}", f"{function!r} is no function", "decorate a function")
         check_declaration(f"{self.name}.{said.name or function.__name__}", said)  # type: ignore[arg-type]
-        operation: Operation[P, T] = DeclaredOperation(self, self.policy, function, said)
+        operation = DeclaredOperation(self, self.policy, function, said)
         self._adopt(operation)
-        return operation
+        return cast("Operation[P, T]", operation)
 
     def session(self) -> Session:
         """The connections of the loop that is open now."""
@@ -150,7 +184,11 @@ class HttpUpstream(Upstream):
     async def disconnect(self) -> None:
         """Close all connections."""
         session, self._session = self._session, None
-        if session is not None:
+        if session is None:
+            return
+        if self._bound_to is None or self._bound_to.is_closed():
+            session.abandon()
+        else:
             await session.close()
 
     @staticmethod

@@ -92,7 +92,7 @@ class Method(Operation[..., HttpReply]):
         identity: Callable[[], Hashable] | None = None,
         timeout: TimeoutPolicy | None = None,
     ) -> Declared[T]: ...
-    def __call__(  # type: ignore[override]  # not `async`: it gives a coroutine, or a decorator
+    def __call__(  # not `async`: it gives a coroutine, or a decorator
         self,
         path: Any,
         *,
@@ -154,7 +154,7 @@ class Method(Operation[..., HttpReply]):
     async def _reply(self, *given: Any) -> HttpReply:
         return (await self.ask(self._request(*given))).value
 
-    def _request(
+    def _request(  # noqa: PLR0917 - as it is called
         self,
         path: str | HttpRequest,
         params: Params | None,

@@ -31,7 +31,10 @@ class Resolver(AbstractResolver):
         self._resolve = resolve or addresses_of
 
     async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+        self,
+        host: str,
+        port: int = 0,
+        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - any will do
     ) -> list[ResolveResult]:
         """The addresses, as aiohttp wants them. Raises OSError."""
         loop = get_running_loop()

@@ -7,6 +7,7 @@ deadline, is a `NotSent`. From the moment a connection was handed out the reques
 from __future__ import annotations
 
 from asyncio import CancelledError
+from collections.abc import AsyncIterator
 from functools import lru_cache
 from math import inf
 from ssl import SSLContext
@@ -27,7 +28,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from gateway.context import AMBIENT, HALF_MICROSECOND, Clock, Deadline, tries_under
-from gateway.http.connections import Connections, CutOffline, Response, TooSlow
+from gateway.http.connections import Broken, Connections, CutOffline, Response, TooSlow
 from gateway.http.errors import (
     AnswerTimeout,
     BadReply,
@@ -129,6 +130,21 @@ class Session:
             url = target
             left -= 1
 
+    async def open_stream(self, request: HttpRequest, body: object, timeout: TimeoutPolicy) -> Response:  # noqa: ASYNC109
+        """As `send`, but a success is given as soon as its headers are here."""
+        started = self._clock()
+        try:
+            response = await self.open(request, body, timeout)
+            retry_after = retry_after_in(response.headers.get("Retry-After"))
+            if self._statuses.meaning(response.status, retry_after) is Outcome.SUCCESS:
+                return cast("Response", response)
+            reply = HttpReply(response.status, response.headers, await self._read(response))
+        except (CancelledError, ClientError, OSError, Unreachable, BadReply) as error:
+            failure: BaseException | None = self.failure(error, request, timeout, self._clock() - started)
+        else:
+            failure = self.refusal(reply, request)
+        raise cast("BaseException", failure)
+
     def refusal(self, reply: HttpReply, request: HttpRequest) -> Exception | None:
         """The error that a status means; None for a success."""
         retry_after = retry_after_in(reply.headers.get("Retry-After"))
@@ -198,26 +214,39 @@ class Session:
         if response.method == "HEAD" or (
             length is not None and int(length) <= most and "Content-Encoding" not in headers
         ):
-            return await response.read()
+            return await response.read()  # of a known length: it comes whole, or as an error
         body = bytearray()
+        too_long = length is not None and int(length) > most
         try:
-            if length is not None and int(length) > most:
-                raise too_long(most)
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > most:
-                    raise too_long(most)
+            if not too_long:
+                async for piece in pieces_of(response):
+                    body += piece
+                    too_long = len(body) > most
+                    if too_long:
+                        break
         except BaseException:
             response.close()
             raise
-        if length is None:
-            cast("Response", response).check_whole()
+        if too_long:
+            response.close()
+            raise BadReply(f"a body of more than {most:.0f} bytes")
         return bytes(body)
 
     def _what(self, request: HttpRequest) -> str:
         """A request in words, without what may be a secret."""
         path = request.path.partition("?")[0]
         return f"{request.method} {self._endpoint.prefix}{'' if path.startswith('/') or not path else '/'}{path}"
+
+
+async def pieces_of(response: ClientResponse) -> AsyncIterator[bytes]:
+    """The body as it comes, unpacked. Raises ClientError where it broke."""
+    try:
+        async for piece in response.content.iter_any():
+            yield piece
+    except RuntimeError as error:  # so aiohttp tells of a body that is no HTTP
+        raise Broken("garbage within the body") from error
+    if "Content-Length" not in response.headers:
+        cast("Response", response).check_whole()
 
 
 def timed(policy: HttpPolicy) -> type[ClientRequest]:
@@ -276,11 +305,6 @@ def limit_that_ended() -> Timer | None:
     if not isinstance(limit, Timer) or limit.fired_at is None:
         return None
     return limit if limit.task.cancelling() - 1 <= limit.cancelling else None
-
-
-def too_long(most: float) -> BadReply:
-    """The error for a body over the limit."""
-    return BadReply(f"a body of more than {most:.0f} bytes")
 
 
 def proxy_for(endpoint: Endpoint) -> str | None:

@@ -93,7 +93,7 @@ async def serving(behaviour: Behaviour, *, tls: SSLContext | None = None) -> Asy
         finally:
             server.open -= 1
             writer.close()
-            with suppress(OSError):
+            with suppress(OSError, asyncio.CancelledError):
                 await writer.wait_closed()
             tasks.discard(task)
 

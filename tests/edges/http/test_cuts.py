@@ -47,6 +47,7 @@ def stage(name: str, till: Till) -> Callable[[Visit], Awaitable[None]]:
                 "within the body": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345",
                 "within a chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\n12345",
                 "between chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
+                "garbage within chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\nzz\r\n",
                 "within a body without length": b"HTTP/1.1 200 OK\r\n\r\n12345",
                 "within zipped": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 10\r\n\r\n\x1f\x8b\x08",
             }[where]
@@ -63,6 +64,7 @@ STAGES = [
     *("before the reply by reset", "within the status line", "within the headers", "within the headers by reset"),
     *("after the headers", "within the body", "within the body by reset", "within a chunk", "between chunks"),
     *("within a body without length by reset", "within zipped"),
+    "garbage within chunks",
 ]
 
 
