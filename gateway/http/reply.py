@@ -15,15 +15,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class HttpReply(Struct, frozen=True, eq=False, repr_omit_defaults=True):
-    """An answer: its status, its headers, the bytes of its body. Immutable, so that it can be remembered and shared.
-
-    `headers`: a read-only multi-mapping, in which case does not matter: `reply.headers["content-type"]`.
-    """
+class HttpReply(Struct, frozen=True):
+    """An answer: its status, its header lines, the bytes of its body. Immutable and plain: safe to remember and share."""
 
     status: int
-    headers: CIMultiDictProxy[str]
-    body: bytes
+    lines: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        """The headers, a read-only multi-mapping in which case does not matter: `reply.headers["content-type"]`."""
+        from multidict import CIMultiDict, CIMultiDictProxy  # noqa: PLC0415 - comes with aiohttp, and not before
+
+        return CIMultiDictProxy(CIMultiDict(self.lines))
 
     @overload
     def json(self) -> Any: ...

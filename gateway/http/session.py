@@ -87,7 +87,7 @@ class Session:
         started = self._clock()
         try:
             response = await self.open(request, request.body, timeout)
-            reply = HttpReply(response.status, response.headers, await self._read(response))
+            reply = HttpReply(response.status, tuple(response.headers.items()), await self._read(response))
         except (CancelledError, ClientError, OSError, Unreachable, BadReply) as error:
             if within and isinstance(error, CancelledError):
                 raise
@@ -138,7 +138,7 @@ class Session:
             retry_after = retry_after_in(response.headers.get("Retry-After"))
             if self._statuses.meaning(response.status, retry_after) is Outcome.SUCCESS:
                 return cast("Response", response)
-            reply = HttpReply(response.status, response.headers, await self._read(response))
+            reply = HttpReply(response.status, tuple(response.headers.items()), await self._read(response))
         except (CancelledError, ClientError, OSError, Unreachable, BadReply) as error:
             failure: BaseException | None = self.failure(error, request, timeout, self._clock() - started)
         else:
