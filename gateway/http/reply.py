@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class HttpReply(Struct, frozen=True):
-    """An answer: its status, its header lines, the bytes of its body. Immutable and plain: safe to remember and share."""
+    """An answer: its status, its header lines, the bytes of its body. Plain data: safe to remember and to share."""
 
     status: int
     lines: tuple[tuple[str, str], ...] = ()
