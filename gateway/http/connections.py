@@ -22,11 +22,10 @@ from aiohttp import (
     ClientRequest,
     ClientResponse,
     ClientTimeout,
-    ServerDisconnectedError,
     TCPConnector,
 )
 
-from gateway.http.errors import Unreachable
+from gateway.http.errors import ConnectTimeout, Unreachable
 from gateway.http.resolver import Resolver
 from gateway.outcome import ConfigError
 from gateway.policy import HttpPolicy
@@ -45,12 +44,8 @@ class CutOffline(CancelledError):
     not_sent = True
 
 
-class TooSlow(Unreachable):
-    """No connection in time. No TimeoutError: aiohttp makes an error of its own of any that comes from here."""
-
-
 class Broken(ClientError):
-    """A connection that broke; told apart from the errors upon which aiohttp sends a GET once more, unseen by all."""
+    """A connection that broke, though aiohttp took it for the end of a body."""
 
 
 class Response(ClientResponse):
@@ -66,10 +61,7 @@ class Response(ClientResponse):
     async def start(self, connection: Connection) -> ClientResponse:
         """Wait for the headers."""
         self._line = connection.protocol
-        try:
-            return await super().start(connection)
-        except (ClientOSError, ServerDisconnectedError) as error:
-            raise Broken(str(error.strerror or error) if isinstance(error, OSError) else "closed") from error
+        return await super().start(connection)
 
 
 class Connections(TCPConnector):
@@ -109,7 +101,7 @@ class Connections(TCPConnector):
             except CancelledError as cancelled:
                 raise CutOffline(*cancelled.args) from None
             except TimeoutError:
-                error = TooSlow(f"no connection within {timeout.connect:.3f} s (name, TCP, TLS)")
+                error = ConnectTimeout(f"no connection within {timeout.connect:.3f} s (name, TCP, TLS)")
             except (ClientError, OSError) as failed:
                 error = Unreachable(f"no connection: {why(failed)}")
             else:

@@ -6,12 +6,12 @@ deadline, is a `NotSent`. From the moment a connection was handed out the reques
 
 from __future__ import annotations
 
-from asyncio import CancelledError
+from asyncio import CancelledError, get_running_loop
 from collections.abc import AsyncIterator
 from functools import lru_cache
 from math import inf
 from ssl import SSLContext
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urljoin
 from urllib.request import getproxies, proxy_bypass
 
@@ -20,15 +20,13 @@ from aiohttp import (
     ClientRequest,
     ClientResponse,
     ClientResponseError,
-    ClientSession,
     ClientTimeout,
-    DummyCookieJar,
 )
 from multidict import CIMultiDict
 from yarl import URL
 
 from gateway.context import AMBIENT, HALF_MICROSECOND, Clock, Deadline, tries_under
-from gateway.http.connections import Broken, Connections, CutOffline, Response, TooSlow
+from gateway.http.connections import Broken, Connections, CutOffline, Response
 from gateway.http.errors import (
     AnswerTimeout,
     BadReply,
@@ -44,6 +42,9 @@ from gateway.http.statuses import Statuses, reason_for, retry_after_in
 from gateway.lane import Timer
 from gateway.outcome import Outcome, WaitedFor
 from gateway.policy import HttpPolicy, TimeoutPolicy
+
+if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 FOLLOWED = frozenset({"GET", "HEAD"})
@@ -67,17 +68,9 @@ class Session:
         own = CIMultiDict(policy.headers)
         if endpoint.authorization is not None:
             own.setdefault("Authorization", endpoint.authorization)
-        self._session = ClientSession(
-            connector=self.connections,
-            cookie_jar=DummyCookieJar(),  # one user's cookie is no other user's
-            headers=own,
-            request_class=timed(policy) if policy.deadline_header is not None else ClientRequest,
-            response_class=Response,
-            max_line_size=policy.max_header,
-            max_field_size=policy.max_header,
-            max_headers=policy.max_headers,
-            timeout=ClientTimeout(total=None),
-        )
+        self._own = own
+        self._loop = get_running_loop()
+        self._make_request = timed(policy) if policy.deadline_header is not None else ClientRequest
 
     async def send(self, request: HttpRequest, timeout: TimeoutPolicy, *, within: bool = False) -> HttpReply:  # noqa: ASYNC109
         """The reply to a request. Raises HttpRefused, a NotSent, or what `gateway.http.errors` has for the rest.
@@ -109,15 +102,7 @@ class Session:
             url = url.extend_query((*self._params, *request.params))
         left = self._policy.redirects if request.method in FOLLOWED else 0
         while True:
-            response = await self._session.request(
-                request.method,
-                url,
-                data=body,
-                headers=self._headers(request),
-                allow_redirects=False,
-                timeout=limits,
-                proxy=self._proxy,
-            )
+            response = await self._exchange(request, url, body, limits)
             keep_alive = response.headers.get("Keep-Alive")
             if keep_alive is not None:
                 self.connections.learn(url.raw_host, url.port, keep_alive)
@@ -129,6 +114,43 @@ class Session:
             response.close()  # its body may be of any length
             url = target
             left -= 1
+
+    async def _exchange(self, request: HttpRequest, url: URL, body: object, limits: ClientTimeout) -> ClientResponse:
+        """Send it once, as far as the headers of its answer.
+
+        These are the steps of aiohttp's own `ClientSession._request` without the rest of that: it would follow
+        redirects, keep cookies, time all of it a second time and send a GET again after a lost connection, unseen by
+        any policy; and it takes 16 of its 60 us. All names are public ones.
+        """
+        wire = self._make_request(
+            request.method,
+            url,
+            headers=self._headers(request),
+            data=body,
+            loop=self._loop,
+            response_class=Response,
+            proxy=self._proxy,
+        )
+        connection = await self.connections.connect(wire, [], limits)
+        try:
+            cast("ResponseHandler", connection.protocol).set_response_params(
+                skip_payload=request.method == "HEAD",
+                read_until_eof=True,
+                read_timeout=limits.sock_read,
+                max_line_size=self._policy.max_header,
+                max_field_size=self._policy.max_header,
+                max_headers=self._policy.max_headers,
+            )
+            response = await wire.send(connection)
+            try:
+                await response.start(connection)
+            except BaseException:
+                response.close()
+                raise
+        except BaseException:
+            connection.close()
+            raise
+        return response
 
     async def open_stream(self, request: HttpRequest, body: object, timeout: TimeoutPolicy) -> Response:  # noqa: ASYNC109
         """As `send`, but a success is given as soon as its headers are here."""
@@ -164,7 +186,7 @@ class Session:
         if isinstance(error, CancelledError):
             return cut(error, what, took)
         if isinstance(error, Unreachable):
-            return (ConnectTimeout if isinstance(error, TooSlow) else Unreachable)(f"{what}: {error}")
+            return type(error)(f"{what}: {error}")
         if isinstance(error, BadReply):
             return BadReply(f"{what}: {error}")
         if isinstance(error, TimeoutError):
@@ -175,11 +197,10 @@ class Session:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._session.close()
+        await self.connections.close()
 
     def abandon(self) -> None:
         """Forget it: its loop was closed under it, and with that its connections."""
-        self._session.detach()
         closing = self.connections.close()
         try:
             closing.send(None)  # on a closed loop there is nothing to wait for
@@ -196,12 +217,15 @@ class Session:
         )
         return limits
 
-    def _headers(self, request: HttpRequest) -> CIMultiDict[str] | None:
-        """What its caller says of it."""
+    def _headers(self, request: HttpRequest) -> CIMultiDict[str]:
+        """What its caller says of it, and what the policy says where he does not."""
         key = request.idempotency_key
         if not request.headers and key is None:
-            return None
-        headers = CIMultiDict(request.headers)
+            return self._own
+        headers = CIMultiDict(self._own)
+        for name, _ in request.headers:
+            headers.popall(name, None)
+        headers.extend(request.headers)
         if key is not None:
             headers[self._policy.idempotency_header] = key
         return headers
@@ -307,7 +331,7 @@ def limit_that_ended() -> Timer | None:
     return limit if limit.task.cancelling() - 1 <= limit.cancelling else None
 
 
-def proxy_for(endpoint: Endpoint) -> str | None:
+def proxy_for(endpoint: Endpoint) -> URL | None:
     """The proxy that the environment names for a server."""
     proxy = getproxies().get(endpoint.scheme)
-    return None if proxy is None or proxy_bypass(endpoint.host) else proxy
+    return None if proxy is None or proxy_bypass(endpoint.host) else URL(proxy)
