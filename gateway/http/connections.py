@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 TIMEOUT = re.compile(r"(?:^|[,;\s])timeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 NAMES_KEPT = 100
 """Names whose addresses are remembered."""
+MOST_IDLE = 1000
+"""With more idle connections than this, those that are closed are looked for at once."""
+NO_LIMIT = float(2**40)
+"""Seconds; where aiohttp cannot do with inf."""
 
 
 class CutOffline(CancelledError):
@@ -51,17 +55,12 @@ class Broken(ClientError):
 class Response(ClientResponse):
     """An answer that tells a broken connection."""
 
-    _line: Any = None  # aiohttp's protocol, which knows how the connection ended
+    line: Any = None  # aiohttp's protocol, which knows how the connection ended
 
     def check_whole(self) -> None:
         """Raise Broken if the connection was reset; without a length, aiohttp takes that for the end of the body."""
-        if self._line is not None and isinstance(self._line.exception(), ClientOSError):
+        if self.line is not None and isinstance(self.line.exception(), ClientOSError):
             raise Broken("reset")
-
-    async def start(self, connection: Connection) -> ClientResponse:
-        """Wait for the headers."""
-        self._line = connection.protocol
-        return await super().start(connection)
 
 
 class Connections(TCPConnector):
@@ -71,13 +70,13 @@ class Connections(TCPConnector):
         kept = policy.keepalive_for > 0
         super().__init__(
             limit=0,
-            keepalive_timeout=policy.keepalive_for if kept else None,
+            keepalive_timeout=min(policy.keepalive_for, NO_LIMIT) if kept else None,
             force_close=not kept,
-            ttl_dns_cache=policy.dns_for,  # type: ignore[arg-type]  # any number of seconds will do
+            ttl_dns_cache=min(policy.dns_for, NO_LIMIT),  # type: ignore[arg-type]  # any number of seconds will do
             dns_cache_max_size=NAMES_KEPT,
             resolver=Resolver(policy.resolve),
             ssl=tls or True,
-            timeout_ceil_threshold=inf,  # nothing is rounded up
+            timeout_ceil_threshold=2 * NO_LIMIT,  # nothing is rounded up
         )
         self._policy = policy
         self._clock = clock
@@ -110,12 +109,14 @@ class Connections(TCPConnector):
                 if transport is not None and (since is None or self._good(req, connection, now - since)):
                     break
                 connection.close()
-                continue
+                if since is not None:
+                    continue  # to the next of those that are idle; in the end to a new one
+                error = Unreachable("no connection: the server closed it at once")
             raise error
         self._in_use += 1
         if self._in_use > self._peak:
             self._peak = self._in_use
-        connection.add_callback(partial(self._ended, transport))
+        connection.add_callback(partial(self._ended, connection, transport))
         return connection
 
     def learn(self, host: str | None, port: int | None, keep_alive: str) -> None:
@@ -143,13 +144,15 @@ class Connections(TCPConnector):
         longest = self._longest_idle
         return not longest or idle_for < longest.get((request.url.raw_host, request.url.port), inf)
 
-    def _ended(self, transport: Transport) -> None:
+    def _ended(self, connection: Connection, transport: Transport) -> None:
         """A connection comes back, or is about to be closed."""
         self._in_use -= 1
         if transport.get_write_buffer_size():  # a close would wait until a server that does not read has read it
             transport.abort()
-        else:
-            self._idle_since[transport] = self._clock()
+        elif connection.protocol is not None and not connection.protocol.should_close:
+            self._idle_since[transport] = now = self._clock()
+            if len(self._idle_since) > MOST_IDLE:
+                self._close_surplus(now)
 
     def _close_surplus(self, now: float) -> None:
         """Close what the busiest moment since the last look did not need.

@@ -152,7 +152,10 @@ class Method(Operation[..., HttpReply]):
         return await super().ask(request)
 
     async def _reply(self, *given: Any) -> HttpReply:
-        return (await self.ask(self._request(*given))).value
+        request = self._request(*given)
+        if request.idempotency_key is None and self.upstream.limit_here() is None:
+            return (await Operation.ask(self, request)).value
+        return (await self.ask(request)).value
 
     def _request(  # noqa: PLR0917 - as it is called
         self,

@@ -11,14 +11,13 @@ from collections.abc import AsyncIterator
 from functools import lru_cache
 from math import inf
 from ssl import SSLContext
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from urllib.parse import urljoin
 from urllib.request import getproxies, proxy_bypass
 
 from aiohttp import (
     ClientError,
     ClientRequest,
-    ClientResponse,
     ClientResponseError,
     ClientTimeout,
 )
@@ -26,7 +25,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from gateway.context import AMBIENT, HALF_MICROSECOND, Clock, Deadline, tries_under
-from gateway.http.connections import Broken, Connections, CutOffline, Response
+from gateway.http.connections import NO_LIMIT, Broken, Connections, CutOffline, Response
 from gateway.http.errors import (
     AnswerTimeout,
     BadReply,
@@ -37,18 +36,14 @@ from gateway.http.errors import (
     Unreachable,
 )
 from gateway.http.reply import HttpRefused, HttpReply
-from gateway.http.request import PATHS_KEPT, Endpoint, HttpRequest
+from gateway.http.request import PATHS_KEPT, Endpoint, HttpRequest, checked
 from gateway.http.statuses import Statuses, reason_for, retry_after_in
 from gateway.lane import Timer
 from gateway.outcome import Outcome, WaitedFor
 from gateway.policy import HttpPolicy, TimeoutPolicy
 
-if TYPE_CHECKING:
-    from aiohttp.client_proto import ResponseHandler
-
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 FOLLOWED = frozenset({"GET", "HEAD"})
-NO_LIMIT = float(2**40)
 
 
 class Session:
@@ -65,7 +60,7 @@ class Session:
         self._limits: dict[tuple[float, float], ClientTimeout] = {}  # by connect and read: as few as there are policies
         self._proxy = proxy_for(endpoint) if policy.trust_env else None
         self._params = tuple(policy.params.items())
-        own = CIMultiDict(policy.headers)
+        own = CIMultiDict(checked(policy.headers))
         if endpoint.authorization is not None:
             own.setdefault("Authorization", endpoint.authorization)
         self._own = own
@@ -92,9 +87,12 @@ class Session:
             if refusal is None:
                 return reply
             raise refusal
-        raise failure  # here it has no context: aiohttp's errors hold addresses and headers with all their secrets
+        try:
+            raise failure  # here it has no context: aiohttp's errors hold addresses and headers with all their secrets
+        finally:
+            del failure  # its traceback leads to this frame
 
-    async def open(self, request: HttpRequest, body: object, timeout: TimeoutPolicy) -> ClientResponse:  # noqa: ASYNC109
+    async def open(self, request: HttpRequest, body: object, timeout: TimeoutPolicy) -> Response:  # noqa: ASYNC109
         """The answer as far as its headers; its body is still to be read."""
         limits = self._limits.get((timeout.connect, timeout.read)) or self._limits_of(timeout)
         url = url_of(self._endpoint.prefix, request.path)
@@ -115,7 +113,7 @@ class Session:
             url = target
             left -= 1
 
-    async def _exchange(self, request: HttpRequest, url: URL, body: object, limits: ClientTimeout) -> ClientResponse:
+    async def _exchange(self, request: HttpRequest, url: URL, body: object, limits: ClientTimeout) -> Response:
         """Send it once, as far as the headers of its answer.
 
         These are the steps of aiohttp's own `ClientSession._request` without the rest of that: it would follow
@@ -133,7 +131,8 @@ class Session:
         )
         connection = await self.connections.connect(wire, [], limits)
         try:
-            cast("ResponseHandler", connection.protocol).set_response_params(
+            line: Any = connection.protocol
+            line.set_response_params(
                 skip_payload=request.method == "HEAD",
                 read_until_eof=True,
                 read_timeout=limits.sock_read,
@@ -141,7 +140,8 @@ class Session:
                 max_field_size=self._policy.max_header,
                 max_headers=self._policy.max_headers,
             )
-            response = await wire.send(connection)
+            response: Any = await wire.send(connection)
+            response.line = line
             try:
                 await response.start(connection)
             except BaseException:
@@ -150,7 +150,7 @@ class Session:
         except BaseException:
             connection.close()
             raise
-        return response
+        return cast("Response", response)
 
     async def open_stream(self, request: HttpRequest, body: object, timeout: TimeoutPolicy) -> Response:  # noqa: ASYNC109
         """As `send`, but a success is given as soon as its headers are here."""
@@ -159,13 +159,16 @@ class Session:
             response = await self.open(request, body, timeout)
             retry_after = retry_after_in(response.headers.get("Retry-After"))
             if self._statuses.meaning(response.status, retry_after) is Outcome.SUCCESS:
-                return cast("Response", response)
+                return response
             reply = HttpReply(response.status, tuple(response.headers.items()), await self._read(response))
         except (CancelledError, ClientError, OSError, Unreachable, BadReply) as error:
             failure: BaseException | None = self.failure(error, request, timeout, self._clock() - started)
         else:
             failure = self.refusal(reply, request)
-        raise cast("BaseException", failure)
+        try:
+            raise cast("BaseException", failure)
+        finally:
+            del failure
 
     def refusal(self, reply: HttpReply, request: HttpRequest) -> Exception | None:
         """The error that a status means; None for a success."""
@@ -230,7 +233,7 @@ class Session:
             headers[self._policy.idempotency_header] = key
         return headers
 
-    async def _read(self, response: ClientResponse) -> bytes:
+    async def _read(self, response: Response) -> bytes:
         """The body, if it is not too long: once unpacked, whatever the server says of its length."""
         most = self._policy.max_body
         headers = response.headers
@@ -262,7 +265,7 @@ class Session:
         return f"{request.method} {self._endpoint.prefix}{'' if path.startswith('/') or not path else '/'}{path}"
 
 
-async def pieces_of(response: ClientResponse) -> AsyncIterator[bytes]:
+async def pieces_of(response: Response) -> AsyncIterator[bytes]:
     """The body as it comes, unpacked. Raises ClientError where it broke."""
     try:
         async for piece in response.content.iter_any():
@@ -270,7 +273,7 @@ async def pieces_of(response: ClientResponse) -> AsyncIterator[bytes]:
     except RuntimeError as error:  # so aiohttp tells of a body that is no HTTP
         raise Broken("garbage within the body") from error
     if "Content-Length" not in response.headers:
-        cast("Response", response).check_whole()
+        response.check_whole()
 
 
 def timed(policy: HttpPolicy) -> type[ClientRequest]:

@@ -19,7 +19,7 @@ from aiohttp import ClientError
 from fallbacks.answer import Tier
 from gateway.call import Call
 from gateway.http.request import IDEMPOTENT, HttpRequest
-from gateway.http.session import pieces_of
+from gateway.http.session import Session, pieces_of
 from gateway.operation import Operation
 from gateway.outcome import ConfigError, Refused
 from gateway.policy import Policy, TimeoutPolicy
@@ -70,6 +70,7 @@ class HttpStream:
         self._upload = upload
         self._call: Coroutine[Any, Any, Any] | None = None
         self._task: object = None
+        self._session: Session
         self._error: BaseException | None = None  # of the connection, told while reading
         self._response: Response | None = None
         self.final = False  # from here on nothing is tried again
@@ -90,7 +91,7 @@ class HttpStream:
         return self._response
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        response, session = self._here(), self._operation.upstream.session()
+        response, session = self._here(), self._session
         try:
             async for piece in pieces_of(response):
                 yield piece
@@ -103,7 +104,7 @@ class HttpStream:
         """The work of the call: open, wait for the end of the block, close."""
         body = self._request.body if self._upload is None else self._pieces(self._upload)
         timeout = self._operation.timeout
-        session = self._operation.upstream.session()
+        self._session = session = self._operation.upstream.session()
         self._response = response = await session.open_stream(self._request, body, timeout)
         self.final = True
         try:
