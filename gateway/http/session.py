@@ -8,38 +8,31 @@ from __future__ import annotations
 
 from asyncio import CancelledError, get_running_loop
 from collections.abc import AsyncIterator
-from functools import lru_cache
 from math import inf
 from ssl import SSLContext
 from typing import Any, cast
-from urllib.parse import urljoin
-from urllib.request import getproxies, proxy_bypass
 
 from aiohttp import (
     ClientError,
     ClientRequest,
-    ClientResponseError,
     ClientTimeout,
 )
 from multidict import CIMultiDict
 from yarl import URL
 
 from gateway.context import AMBIENT, HALF_MICROSECOND, Clock, Deadline, tries_under
-from gateway.http.connections import NO_LIMIT, Broken, Connections, CutOffline, Response
+from gateway.http.addresses import followed, proxy_for, url_of
+from gateway.http.connections import NO_LIMIT, Broken, Connections, Response
 from gateway.http.errors import (
-    AnswerTimeout,
     BadReply,
-    ConnectionLost,
-    ConnectTimeout,
-    ReadTimeout,
     StatedNotDone,
     Unreachable,
 )
+from gateway.http.failures import failure_of
 from gateway.http.reply import HttpRefused, HttpReply
-from gateway.http.request import PATHS_KEPT, Endpoint, HttpRequest, checked
+from gateway.http.request import Endpoint, HttpRequest, checked
 from gateway.http.statuses import Statuses, reason_for, retry_after_in
-from gateway.lane import Timer
-from gateway.outcome import Outcome, WaitedFor
+from gateway.outcome import Outcome
 from gateway.policy import HttpPolicy, TimeoutPolicy
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -185,18 +178,7 @@ class Session:
 
     def failure(self, error: BaseException, request: HttpRequest, timeout: TimeoutPolicy, took: float) -> BaseException:
         """Our own error for what ended a request: it says what was waited for, how long, and where."""
-        what = self._what(request)
-        if isinstance(error, CancelledError):
-            return cut(error, what, took)
-        if isinstance(error, Unreachable):
-            return type(error)(f"{what}: {error}")
-        if isinstance(error, BadReply):
-            return BadReply(f"{what}: {error}")
-        if isinstance(error, TimeoutError):
-            return ReadTimeout(f"{what}: silence for {timeout.read:.3f} s")
-        if isinstance(error, ClientResponseError):
-            return BadReply(f"{what}: not HTTP as agreed: {' '.join(error.message.split())[:80]}")
-        return ConnectionLost(f"{what}: the connection broke after {took:.3f} s")
+        return failure_of(error, self._what(request), silent_for=timeout.read, took=took)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -295,46 +277,3 @@ def timed(policy: HttpPolicy) -> type[ClientRequest]:
                 self.headers[Deadline.ATTEMPTS] = str(int(tries.left))
 
     return TimedRequest
-
-
-@lru_cache(maxsize=PATHS_KEPT)
-def url_of(prefix: str, path: str) -> URL:
-    """The address of a path below a base URL, which `confined` has looked at."""
-    return URL(prefix + path if path.startswith(("/", "?")) or not path else f"{prefix}/{path}")
-
-
-def followed(url: URL, location: str | None) -> URL | None:
-    """Where a redirect leads, if that is of the same origin."""
-    if location is None:
-        return None
-    try:
-        target = URL(urljoin(str(url), location)).with_fragment(None)
-        same = target.origin() == url.origin() and target.user is None and target.password is None
-    except ValueError:
-        return None
-    return target if same else None
-
-
-def cut(error: CancelledError, what: str, took: float) -> BaseException:
-    """The error for a request that was cancelled: our own if its limit on time did it, else the cancel."""
-    limit = limit_that_ended()
-    if limit is None:
-        return error
-    waited_for: WaitedFor = "deadline" if limit.nearer else "attempt"
-    if isinstance(error, CutOffline):
-        return ConnectTimeout(f"{what}: no connection within the {took:.3f} s it had", waited_for=waited_for)
-    return AnswerTimeout(f"{what}: no whole answer within {took:.3f} s", waited_for=waited_for)
-
-
-def limit_that_ended() -> Timer | None:
-    """The limit of the running try, if nothing else is why this request was cancelled."""
-    limit = AMBIENT.get()
-    if not isinstance(limit, Timer) or limit.fired_at is None:
-        return None
-    return limit if limit.task.cancelling() - 1 <= limit.cancelling else None
-
-
-def proxy_for(endpoint: Endpoint) -> URL | None:
-    """The proxy that the environment names for a server."""
-    proxy = getproxies().get(endpoint.scheme)
-    return None if proxy is None or proxy_bypass(endpoint.host) else URL(proxy)
