@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from asyncio import CancelledError, get_running_loop
 from collections.abc import AsyncIterator
+from io import BytesIO
 from math import inf
 from ssl import SSLContext
 from typing import Any, cast
@@ -35,6 +36,8 @@ from gateway.http.statuses import Statuses, reason_for, retry_after_in
 from gateway.outcome import Outcome
 from gateway.policy import HttpPolicy, TimeoutPolicy
 
+PIECEMEAL = 1024 * 1024
+"""Bytes; a longer body is written in pieces, so that the loop can breathe (aiohttp warns of anything else)."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 FOLLOWED = frozenset({"GET", "HEAD"})
 
@@ -93,7 +96,8 @@ class Session:
             url = url.extend_query((*self._params, *request.params))
         left = self._policy.redirects if request.method in FOLLOWED else 0
         while True:
-            response = await self._exchange(request, url, body, limits)
+            whole = isinstance(body, bytes) and len(body) > PIECEMEAL
+            response = await self._exchange(request, url, BytesIO(cast("bytes", body)) if whole else body, limits)
             keep_alive = response.headers.get("Keep-Alive")
             if keep_alive is not None:
                 self.connections.learn(url.raw_host, url.port, keep_alive)

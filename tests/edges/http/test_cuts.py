@@ -82,6 +82,7 @@ async def test_a_cut_is_failed_where_it_may_be_repeated_else_unknown(gate: Gatew
         assert error.outcome is (Outcome.UNKNOWN if method in RISKY else Outcome.FAILED), error
         assert error.attempts == (1 if method in RISKY else 2)
         assert not isinstance(error.__cause__, NotSent)
+        assert type(error.__cause__).__module__ == "gateway.http.errors"
         knows = where.partition(" by ")[0] not in {"after accept", "within the request"}
         assert till.effects == knows * error.attempts  # and aiohttp itself sends nothing twice
         assert server.connections == error.attempts
