@@ -7,6 +7,7 @@ from gateway.context import Deadline
 from gateway.counts import Counts, LatencySnapshot
 from gateway.events import AttemptFailed, CallFinished, CircuitChanged, Event
 from gateway.gathering import gather
+from gateway.http.reply import HttpRefused, HttpReply
 from gateway.operation import Operation, OperationSnapshot
 from gateway.outcome import (
     BulkheadFull,
@@ -28,7 +29,7 @@ from gateway.outcome import (
     UnknownTimeout,
     WrongLoop,
 )
-from gateway.policy import BreakerPolicy, BudgetPolicy, BulkheadPolicy, Policy, RetryPolicy, TimeoutPolicy
+from gateway.policy import BreakerPolicy, BudgetPolicy, BulkheadPolicy, HttpPolicy, Policy, RetryPolicy, TimeoutPolicy
 from gateway.registry import Gateway, GatewaySnapshot
 from gateway.retry import BudgetSnapshot, Retry, RetryBudget
 from gateway.slot import Slot
@@ -63,6 +64,9 @@ __all__ = [
     "GatewayClosed",
     "GatewayError",
     "GatewaySnapshot",
+    "HttpPolicy",
+    "HttpRefused",
+    "HttpReply",
     "KeyNeeded",
     "LastGood",
     "LatencySnapshot",

@@ -99,6 +99,14 @@ def translate(clock: Clock) -> None:
         AMBIENT.set(Ambient(world.at, world, tries_under(ambient)))
 
 
+def try_here() -> Ambient | None:
+    """What the innermost try told this code, behind the deadlines that were set in it since."""
+    ambient = AMBIENT.get()
+    while ambient is not None and isinstance(ambient.world, Deadline):
+        ambient = ambient.world.outer
+    return ambient
+
+
 def leave(token: Token[Ambient | None]) -> None:
     """Put back what was ambient before."""
     with suppress(ValueError):  # a coroutine that is thrown away ends in a context that is not its own
@@ -162,6 +170,12 @@ class Deadline:
         if ambient is None:
             return {}
         return Deadline(ambient.at, ambient.world.clock, tries=tries_under(ambient)).to_headers()
+
+    @property
+    def outer(self) -> Ambient | None:
+        """What was ambient where it was entered."""
+        before = None if self._token is None else self._token.old_value
+        return before if isinstance(before, Ambient) else None
 
     def remaining(self) -> float:
         """Seconds left; 0.0 when it has passed."""

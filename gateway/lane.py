@@ -29,6 +29,7 @@ class Timer(Ambient, eq=False):
     handle: TimerHandle | None = None
     fired_at: float | None = None
     first: bool = False  # it fired, and nobody had cancelled the task before
+    sent: bool = False  # a request that must not be repeated went out under it, beside what it is the limit of
 
     def stop(self) -> bool:
         """End the limit; whether it had fired, so that what comes now comes late."""

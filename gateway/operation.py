@@ -57,6 +57,7 @@ from gateway.outcome import (
     Unknown,
     UnknownTimeout,
     retry_after_of,
+    waited_for_of,
 )
 from gateway.policy import Policy, TimeoutPolicy
 
@@ -247,6 +248,8 @@ class Operation(Generic[P, T]):
 
     repeats: ClassVar[bool] = True
     """Whether any call of it may be tried again: one that was certainly not sent always may."""
+    names_callers: ClassVar[bool] = True
+    """Whether `caller=` can be said of it where it is declared. If not, those who call it are nobody."""
 
     # -- the life of a call
 
@@ -366,7 +369,7 @@ class Operation(Generic[P, T]):
         took = now - call.at
         if timer.fired_at is not None and now - timer.fired_at > GRACE:
             self.tally.overran += 1
-        call.outcome, call.not_sent = self._judge(call, timed_out, error)
+        call.outcome, call.not_sent = self._judge(call, timed_out, timer.sent, error)
         ran_long = took + HALF_MICROSECOND >= self._evidence_after
         slow = took > breaker.slow_beyond
         if call.outcome is CANCELLED:
@@ -396,11 +399,13 @@ class Operation(Generic[P, T]):
         if policy.pushback_shared and retry_after < inf:  # never again: that is said of this call
             breaker.hold(now + min(retry_after, policy.max_retry_after) - EARLY)
 
-    def _judge(self, call: Call, timed_out: bool, error: BaseException) -> tuple[Outcome, bool]:  # noqa: FBT001 - private
+    def _judge(self, call: Call, timed_out: bool, sent: bool, error: BaseException) -> tuple[Outcome, bool]:  # noqa: FBT001 - private
         """The outcome of a try that raised, and whether it certainly had no effect."""
-        usual = Outcome.UNKNOWN if self.idempotent is False else Outcome.FAILED
+        risky = self.idempotent is False or (sent and self.idempotent is None)
+        usual = Outcome.UNKNOWN if risky else Outcome.FAILED
+        not_sent = not sent and (isinstance(error, NotSent) or getattr(error, "not_sent", False))
         if timed_out:
-            return usual, False
+            return (Outcome.FAILED, True) if not_sent else (usual, False)
         if call.task.cancelling() > call.cancelling:  # the caller left, whatever the function made of that
             if not (FORGETFUL_GROUPS and isinstance(error, BaseExceptionGroup)):
                 return CANCELLED, False
@@ -412,9 +417,7 @@ class Operation(Generic[P, T]):
             return outcome, outcome is Outcome.FAILED
         if isinstance(error, self._refused):
             return Outcome.REFUSED, False
-        if isinstance(error, NotSent):
-            return Outcome.FAILED, True
-        return usual, False
+        return (Outcome.FAILED, True) if not_sent else (usual, False)
 
     def _classified(self, error: Exception) -> Outcome | None:
         """What the user's `classify=` makes of an error; None where it does not say, or raises."""
@@ -437,6 +440,7 @@ class Operation(Generic[P, T]):
             failure.waited_for = "deadline" if limit.nearer else "attempt"
         else:
             failure = kind(f"{where}: {told(error)}")
+            failure.waited_for = waited_for_of(error)
         failure.upstream, failure.operation, failure.attempts = self.upstream.name, self.name, call.attempts
         failure.retry_after = retry_after_of(error)
         failure.__cause__ = None if isinstance(error, Judged) else error
@@ -694,7 +698,7 @@ class Operation(Generic[P, T]):
 
     def check(self, policy: Policy) -> TimeoutPolicy:
         """The limits that would hold under this policy; a ConfigError if it contradicts what is declared here."""
-        if policy.breaker.min_callers > 1 and self._names_caller is None:
+        if policy.breaker.min_callers > 1 and self._names_caller is None and self.names_callers:
             problem = f"breaker.min_callers={policy.breaker.min_callers} tells callers apart, and nothing names them"
             remedy = "give caller=, a function of the arguments or a ContextVar; or min_callers=1"
             raise ConfigError(f"{self.upstream.name}.{self.name} caller", problem, remedy)

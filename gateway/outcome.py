@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 WaitedFor = Literal["queue", "connect", "read", "attempt", "deadline"]
+WAITS: tuple[WaitedFor, ...] = get_args(WaitedFor)
 Reason = Literal["throttled", "unavailable", "unreachable"]
 """Why an upstream did nothing: too many requests (429), it is out of order (503), no connection."""
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -123,6 +124,12 @@ def reason_of(error: BaseException) -> Reason | None:
         return "unreachable"
     said = getattr(error, "reason", None)
     return next((reason for reason in REASONS if reason == said), None)
+
+
+def waited_for_of(error: BaseException) -> WaitedFor | None:
+    """What an error of a sender says was waited for too long; that of another upstream is its own affair."""
+    said = None if isinstance(error, GatewayError) else getattr(error, "waited_for", None)
+    return next((wait for wait in WAITS if wait == said), None)
 
 
 class Refused(Exception):

@@ -8,9 +8,10 @@ remedy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from math import inf, isinf
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast
 
 from tenacity import RetryCallState, wait_random_exponential
@@ -319,6 +320,90 @@ class Policy:
     def tuned_fields(self, changes: dict[str, object]) -> Policy:
         """This policy with single fields changed, each named by its path: `{"bulkhead.limit": 40}`."""
         return cast("Policy", _changed(self, "", changes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpPolicy:
+    """How requests of an HTTP upstream go out, and what of its answers is let in. Limits on time: `TimeoutPolicy`."""
+
+    headers: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
+    """Sent with every request, such as an API key; they stand in no error and no text."""
+    params: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
+    """Query parameters sent with every request; they stand in no error and no text."""
+    statuses: Mapping[int | str, str] = field(default_factory=dict, hash=False)
+    """What a status means where it differs from the table: `{404: "success", "5xx": "failed"}`. "success": a reply;
+    "refused": a healthy no; "failed": certainly without effect; "unknown": failed for what may be repeated, else
+    unknown. A status goes before its class."""
+    max_body: float = 10 * 1024 * 1024
+    """Bytes of a body, once unpacked; aiohttp has no limit, and 97 kB of gzip can be 100 MB. Streams have none."""
+    max_header: int = 8190
+    """Bytes of one header line; nginx' and aiohttp's figure."""
+    max_headers: int = 128
+    """Header lines of an answer; aiohttp's figure."""
+    redirects: int = 0
+    """How many redirects of a GET or HEAD are followed, within its origin only. 0: a redirect is a reply like others,
+    for what an API redirects to has another cost, and another owner."""
+    keepalive_for: float = 15.0
+    """Idle connections are closed after this, or sooner where the server says so (`Keep-Alive: timeout=5`)."""
+    keepalive_margin: float = 1.0
+    """So long before the server would close an idle connection it is no longer used; at most half of its time. A
+    request that meets the closing on its way is lost, and a POST then has an unknown outcome."""
+    dns_for: float = 10.0
+    """How long the addresses of a name are good; short, so that one that moves is found again."""
+    resolve: Callable[[str], Sequence[str]] | None = None
+    """A plain function that gives the addresses of a name, called in a thread, for service discovery. None: the
+    system's."""
+    ca_file: str | None = None
+    """Certificates (PEM) of the authorities to trust instead of the system's. Servers are always verified."""
+    certificate: str | None = None
+    """The client's own certificate (PEM), where the server asks for one; with its key, or see `certificate_key`."""
+    certificate_key: str | None = None
+    """The key of `certificate` (PEM)."""
+    trust_env: bool = False
+    """True: go through HTTP_PROXY and HTTPS_PROXY, save for NO_PROXY. Off, as the environment is nobody's decision."""
+    deadline_header: str | None = "X-Deadline-Ms"
+    """The request header that says how much time is left. None: nothing is said."""
+    deadline_unit: Literal["ms", "s"] = "ms"
+    """Its unit: whole milliseconds, or seconds with a fraction."""
+    idempotency_header: str = "Idempotency-Key"
+    """The request header for `idempotency_key=` (IETF draft "The Idempotency-Key HTTP Header Field")."""
+    stream_for: float = 300.0
+    """How long a `stream` may last in all; it holds its place as long."""
+
+    def __post_init__(self) -> None:
+        for name in ("headers", "params", "statuses"):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"http.{name}", f"{type(value).__name__} is no mapping", "give a dict")
+            object.__setattr__(self, name, MappingProxyType(dict(value)))
+        for name, value in (*self.headers.items(), *self.params.items()):
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise ConfigError("http.headers", "a name or a value is no str", "give dicts of str to str")
+        self._check_statuses()
+        _count("http.max_body", self.max_body, or_inf=True)
+        _count("http.max_header", self.max_header)
+        _count("http.max_headers", self.max_headers)
+        _count("http.redirects", self.redirects, least=0)
+        _not_negative("http.keepalive_for", self.keepalive_for)
+        _not_negative("http.keepalive_margin", self.keepalive_margin)
+        _not_negative("http.dns_for", self.dns_for)
+        _above_zero("http.stream_for", self.stream_for)
+        _claim("http.trust_env", self.trust_env)
+        if self.resolve is not None and not callable(self.resolve):
+            raise ConfigError("http.resolve", f"{self.resolve!r} is not callable", "give a function of a name")
+        if self.deadline_unit not in ("ms", "s"):
+            raise ConfigError("http.deadline_unit", f"{self.deadline_unit!r} is no unit", 'give "ms" or "s"')
+        if self.certificate_key is not None and self.certificate is None:
+            raise ConfigError("http.certificate_key", "a key without its certificate", "give certificate= as well")
+
+    def _check_statuses(self) -> None:
+        for status, meaning in self.statuses.items():
+            known = isinstance(status, int) and 200 <= status <= 599  # noqa: PLR2004 - final statuses
+            if not known and status not in ("2xx", "3xx", "4xx", "5xx"):
+                raise ConfigError("http.statuses", f"{status!r} is no status", 'give 404, or "4xx"')
+            if meaning not in ("success", "refused", "failed", "unknown"):
+                problem = f"{meaning!r} is not what a status can mean"
+                raise ConfigError("http.statuses", problem, "give success, refused, failed or unknown")
 
 
 def _changed(policy: Any, where: str, changes: dict[str, object]) -> Any:

@@ -6,7 +6,7 @@ import atexit
 import logging
 import os
 from asyncio import AbstractEventLoop, Event, Future, Task, current_task, get_running_loop, sleep, timeout
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from math import inf
 from threading import Lock, Thread
 from time import monotonic
 from types import MappingProxyType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakSet
 
 from fallbacks.last_good import LastGood
@@ -27,12 +27,16 @@ from gateway.config.policies import ROOT, UNSHOWN, Policies, alike, told
 from gateway.config.watch import PolicyFile, Watch
 from gateway.context import AMBIENT, clock_of
 from gateway.outcome import ConfigError, ConfigErrors, GatewayClosed, UnknownName, WrongLoop
-from gateway.policy import Policy
+from gateway.policy import HttpPolicy, Policy
 from gateway.threads import ThreadPool
 from gateway.upstream import Upstream, UpstreamSnapshot, Workers, check_policy
 
 log = logging.getLogger("gateway")
 
+if TYPE_CHECKING:
+    from gateway.http.client import HttpUpstream
+
+U = TypeVar("U", bound=Upstream)
 L = TypeVar("L", bound=Callable[[Any], object])
 USUAL = Policy()
 """The policy of who gives none."""
@@ -160,31 +164,60 @@ class Gateway:
 
         A name that stands in the policy file gives the upstream of the file, once; its policy is that of the file.
         """
-        registered = isinstance(name, str) and name in self._upstreams
-        if registered and name not in self._in_code:
-            return self._asked_for(name, policy)
-        upstream = self._register(name, policy)
+        known = self._unclaimed(name)
+        upstream = self._register(name, policy) if known is None else known
+        if known is not None:
+            known.policy = self._policy_of(name, policy)
         self._in_code[name] = policy
         return upstream
 
-    def _asked_for(self, name: str, policy: Policy) -> Upstream:
-        """The upstream that the file has registered."""
-        check_policy(name, policy)
-        upstream = self._upstreams[name]
-        if name not in self._in_file:  # any more
-            upstream.policy = policy
-        elif policy is not USUAL:
-            log.info("%s: the policy file wins over the policy= in code", name)
+    def http(
+        self, name: str, url: str | Sequence[str], *, policy: Policy = USUAL, http: HttpPolicy = HttpPolicy()
+    ) -> HttpUpstream:
+        """Register an HTTP API by its base URL. Raises ConfigError.
+
+        A name that stands in the policy file goes by the policy of the file.
+        """
+        from gateway.http.client import HttpUpstream  # noqa: PLC0415 - aiohttp is imported by who needs it
+
+        known = self._unclaimed(name)
+        if known is None:
+            self._check_name(name)
+            upstream = HttpUpstream(name, url, policy, http, self)
+        elif next(iter(known), None) is not None:
+            problem = "it has operations already, and is no HTTP API"
+            raise ConfigError(f"upstream {name!r}", problem, "call gate.http(...) before its operations are registered")
+        else:
+            upstream = HttpUpstream(name, url, self._policy_of(name, policy), http, self)
         self._in_code[name] = policy
-        return upstream
+        return self._add(upstream)
+
+    def _unclaimed(self, name: object) -> Upstream | None:
+        """The upstream that the file has registered, and that code has not asked for yet."""
+        return self._upstreams.get(name) if isinstance(name, str) and name not in self._in_code else None
+
+    def _policy_of(self, name: str, policy: Policy) -> Policy:
+        """What holds for an upstream that the file has registered: the file, while it names it."""
+        check_policy(name, policy)
+        if name not in self._in_file:
+            return policy
+        if policy is not USUAL:
+            log.info("%s: the policy file wins over the policy= in code", name)
+        return self._in_file[name]
 
     def _register(self, name: str, policy: Policy) -> Upstream:
+        self._check_name(name)
+        return self._add(Upstream(name, policy, self))
+
+    def _check_name(self, name: str) -> None:
         if not isinstance(name, str) or not name:
             raise ConfigError("upstream name", f"{name!r} is no name", "give a non-empty str")
         if name in self._upstreams:
             problem = "an upstream of that name is registered already"
             raise ConfigError(f"upstream {name!r}", problem, f"use gate[{name!r}], or another name")
-        upstream = self._upstreams[name] = Upstream(name, policy, self)
+
+    def _add(self, upstream: U) -> U:
+        self._upstreams[upstream.name] = upstream
         if self._loop is not None and not self._loop.is_closed():
             upstream.bind(self._loop, clock_of(self._loop))
             if self._closing is not None:
@@ -243,6 +276,7 @@ class Gateway:
         if self._loop is None or self._loop.is_closed():
             self._stop_watching()
             self._loop = None
+            await self._disconnect(join_for)
             return ()
         if self._loop is not get_running_loop():
             self._closed = False
@@ -258,6 +292,7 @@ class Gateway:
             try:
                 await self._cancel_the_rest(join_for, here)
                 await self._flush(join_for)
+                await self._disconnect(join_for)
                 stuck = await self._join_threads(join_for)
             finally:
                 if self._closing is closing:  # else this loop died meanwhile, and it is open on another
@@ -455,6 +490,12 @@ class Gateway:
         finally:
             for memory in memories:
                 memory.stop_writing()
+
+    async def _disconnect(self, patience: float) -> None:
+        with suppress(TimeoutError):
+            async with timeout(patience):
+                for upstream in self:
+                    await upstream.disconnect()
 
     async def _join_threads(self, patience: float) -> tuple[str, ...]:
         workers = [workers for upstream in self if (workers := upstream.dismiss()) is not None]

@@ -96,9 +96,9 @@ class Block(Operation[[object], None]):
     """What the blocks of one name are calls of: never repeated, and answered by nobody else."""
 
     repeats = False
+    names_callers = False  # it is made where it runs, too late for a no
 
     def __init__(self, upstream: Host, policy: Policy, said: Said) -> None:
-        self._said = said
         super().__init__(
             upstream,
             policy,
@@ -116,17 +116,13 @@ class Block(Operation[[object], None]):
             caller=said.caller,
         )
         self.idempotent = None
+        self._said = said
 
     def is_said(self, said: Said) -> bool:
         """Whether this is what was said of it at first."""
         known = self._said
         same = said.circuit_by is known.circuit_by and said.caller is known.caller and said.refused == known.refused
         return same and (said.timeout is known.timeout or limits_given(said.timeout) == limits_given(known.timeout))
-
-    def check(self, policy: Policy) -> TimeoutPolicy:
-        """As of an operation; but one that names no caller is nobody's: it is made where it runs, too late for a no."""
-        own = self._said.timeout
-        return policy.timeout if own is None else policy.timeout.overlaid(own)
 
     def _pause(self, call: Call, error: Exception) -> None:
         """No next try, whatever the error allows: a block runs once."""

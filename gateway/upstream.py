@@ -434,6 +434,9 @@ class Upstream:
             workers.dismiss()
         return workers
 
+    async def disconnect(self) -> None:
+        """Close its connections, where it has any of its own."""
+
     def task_here(self, operation: str) -> Task[Any]:
         """The current task, after opening the gateway on its loop if need be; raises if it cannot be."""
         self.gateway.enter(self.name, operation)

@@ -1,0 +1,175 @@
+"""An operation declared by its path and the type of its answer; the function gives only its signature."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from msgspec import DecodeError, Struct
+
+from fallbacks.answer import Question, Tier
+from gateway.call import Call
+from gateway.http.errors import BadReply
+from gateway.http.reply import HttpReply
+from gateway.http.request import IDEMPOTENT, Headers, HttpRequest, Params, confined, request_of, segment_of
+from gateway.operation import CircuitBy, Operation
+from gateway.outcome import ConfigError, Outcome
+from gateway.policy import Policy, TimeoutPolicy
+
+if TYPE_CHECKING:
+    from gateway.http.client import HttpUpstream
+
+P = ParamSpec("P")
+T = TypeVar("T")
+HOLE = re.compile(r"\{([^{}]*)\}")
+BY_NAME = frozenset({"json", "data", "headers", "params"})
+"""Parameters of these names are what they are for `up.post` and its like; of other names, a query parameter each."""
+
+
+class Bound(Struct, eq=False):
+    """The one argument of a declared operation's sender: the request, and what it was made of."""
+
+    request: HttpRequest
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared(Generic[T]):
+    """What a user says of a request, waiting for the function that names its arguments."""
+
+    upstream: HttpUpstream
+    method: str
+    path: str
+    into: type[T]
+    params: Params | None = None
+    headers: Headers | None = None
+    idempotency_key: Callable[..., str] | bool | None = None
+    name: str | None = None
+    idempotent: bool | None = None
+    fallback: Sequence[Tier] = ()
+    refused: Sequence[type[BaseException]] = ()
+    classify: Callable[[Any], Outcome | None] | None = None
+    key: Callable[..., Hashable] | None = None
+    identity: Callable[[], Hashable] | None = None
+    timeout: TimeoutPolicy | None = None
+    circuit_by: CircuitBy | None = None
+    caller: Callable[..., Hashable] | ContextVar[Any] | None = None
+
+    def __call__(self, function: Callable[P, Any], /) -> Operation[P, T]:
+        """Register the function. Raises ConfigError for what cannot work."""
+        return self.upstream.declare(function, self)
+
+
+class DeclaredOperation(Operation[..., T]):
+    """Makes the request once for a call, whatever the number of its tries, before anything is counted."""
+
+    upstream: HttpUpstream
+
+    def __init__(self, upstream: HttpUpstream, policy: Policy, function: Callable[..., Any], said: Declared[T]) -> None:
+        self._said = said
+        self._form = Form(f"{upstream.name}.{said.name or function.__name__}", function, said)
+        key = said.idempotency_key
+        idempotent = said.idempotent
+        super().__init__(
+            upstream,
+            policy,
+            function,
+            self._send_bound,
+            name=said.name or function.__name__,
+            idempotent=IDEMPOTENT[said.method] or bool(key) if idempotent is None else idempotent,
+            fallback=said.fallback,
+            refused=tuple(said.refused),
+            classify=said.classify,
+            key=said.key,
+            identity=said.identity,
+            timeout=said.timeout,
+            circuit_by=said.circuit_by,
+            caller=said.caller,
+        )
+
+    async def _send_bound(self, bound: Bound) -> Any:
+        reply = await self.upstream.session().send(bound.request, self._timeout)
+        into: Any = self._said.into
+        if into is HttpReply:
+            return reply
+        try:
+            return reply.json(into)
+        except DecodeError as error:
+            problem = f"{self._said.method} {self._said.path}: {reply.status}, not as agreed: {error}"
+        raise BadReply(problem, reply=reply)
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        bound = Bound(self._form.request(args, kwargs), args, kwargs)
+        call = super()._begin(args, kwargs)
+        call.args, call.kwargs = (bound,), {}
+        return call
+
+    def _question(self, call: Call, error: Exception) -> Question:
+        bound: Bound = call.args[0]
+        call.args, call.kwargs = bound.args, bound.kwargs  # the tiers get what the caller gave; no try follows
+        return super()._question(call, error)
+
+
+class Form:
+    """How the arguments of a function become a request."""
+
+    __slots__ = ("_headers", "_holes", "_key", "_method", "_names", "_params", "_parts", "_query", "_signature")
+
+    def __init__(self, field: str, function: Callable[..., Any], said: Declared[Any]) -> None:
+        self._signature = signature(function)
+        kinds = {parameter.kind for parameter in self._signature.parameters.values()}
+        if kinds & {Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL}:
+            raise ConfigError(field, "*args and **kwargs name no parameters", "name each of them")
+        names = tuple(self._signature.parameters)
+        *parts, last = HOLE.split(confined(HOLE.sub("{\\1}", said.path)))
+        self._parts, self._holes = (*parts[::2], last), tuple(parts[1::2])
+        missing = [hole for hole in self._holes if hole not in names]
+        if missing:
+            problem = f"the path has {{{missing[0]}}}, and the function no such parameter"
+            raise ConfigError(field, problem, "name them alike")
+        if "{" in "".join(self._parts) or "}" in "".join(self._parts):
+            raise ConfigError(field, "a { or } of the path has no partner", "write {name}")
+        self._names = names
+        self._query = tuple(name for name in names if name not in self._holes and name not in BY_NAME)
+        self._method = said.method
+        self._params = said.params
+        self._headers = said.headers
+        self._key = said.idempotency_key
+
+    def request(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HttpRequest:
+        """The request of a call; the caller's TypeError if the arguments do not fit."""
+        if not kwargs and len(args) == len(self._names):
+            given: Mapping[str, Any] = dict(zip(self._names, args, strict=True))
+        else:
+            bound = self._signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            given = bound.arguments
+        path = self._parts[0]
+        for hole, part in zip(self._holes, self._parts[1:], strict=True):
+            path += segment_of(given[hole]) + part
+        key = self._key
+        return request_of(
+            self._method,
+            path,
+            params=[
+                *pairs(self._params),
+                *((name, given[name]) for name in self._query),
+                *pairs(given.get("params")),
+            ],
+            headers=[*pairs(self._headers), *pairs(given.get("headers"))],
+            json=given.get("json"),
+            data=given.get("data"),
+            idempotency_key=key(*args, **kwargs) if callable(key) else key,
+        )
+
+
+def pairs(given: Any) -> list[tuple[str, Any]]:
+    """Names and values, from a mapping or a list of them."""
+    if given is None:
+        return []
+    return list(given.items() if isinstance(given, Mapping) else given)

@@ -1,0 +1,186 @@
+"""An HTTP method of an upstream: an operation that takes a path, and a way to declare operations of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from fallbacks.answer import Answer, Tier
+from gateway.http.declared import Declared
+from gateway.http.reply import HttpReply
+from gateway.http.request import IDEMPOTENT, Data, Headers, HttpRequest, Params, request_of
+from gateway.operation import CircuitBy, Operation
+from gateway.outcome import Outcome
+from gateway.policy import Policy, TimeoutPolicy
+
+if TYPE_CHECKING:
+    from gateway.http.client import HttpUpstream
+
+T = TypeVar("T")
+
+
+def perform(request: HttpRequest) -> HttpReply:
+    """The signature of every method, and what its calls are named by."""
+    raise NotImplementedError(request)
+
+
+class Method(Operation[..., HttpReply]):
+    """`await up.get("/users/1")` gives the `HttpReply`, `await up.get.ask("/users/1")` the `Answer`.
+
+    `params`: the query; None is left out, a list is repeated. `headers`: those of one connection (RFC 9110, 7.6.1) are
+    left out. `json`: anything that msgspec can encode; `data`: bytes, str, or a dict for a form.
+    `idempotency_key`: a str that names the deed, such as an order id, is sent along, and makes a POST or PATCH safe to
+    repeat; a customer who asks again with it is not charged twice. True makes a new one for this call, which protects
+    its own tries only.
+
+    With `into=` it declares an operation instead, whose function is only its signature:
+
+        @ratings.get("/users/{user_id}", into=UserRating, fallback=[LastGood(max_age=300)])
+        async def user_rating(user_id: str) -> UserRating: ...
+
+    In a function that is an operation of the same upstream, a call is just its request: place, circuit and limits are
+    those of the function. Raises HttpRefused for 4xx; ConfigError or TypeError for what cannot be sent, before anything
+    is counted; else as any operation. Its fallbacks are given the `HttpRequest`.
+    """
+
+    upstream: HttpUpstream
+    names_callers = False
+
+    def __init__(self, upstream: HttpUpstream, policy: Policy, method: str, *, keyed: bool = False) -> None:
+        self.method = method
+        self._keyed = keyed
+        super().__init__(
+            upstream,
+            policy,
+            perform,
+            self._send_request,
+            name=method.lower() + (" with key" if keyed else ""),
+            idempotent=keyed or IDEMPOTENT[method],
+            fallback=(),
+            refused=(),
+            classify=None,
+            key=None,
+            identity=None,
+            timeout=None,
+            circuit_by=None,
+            caller=None,
+        )
+
+    @overload
+    def __call__(
+        self,
+        path: str | HttpRequest,
+        *,
+        params: Params | None = None,
+        headers: Headers | None = None,
+        json: object = None,
+        data: Data | None = None,
+        idempotency_key: str | bool | None = None,
+    ) -> Coroutine[Any, Any, HttpReply]: ...
+    @overload
+    def __call__(
+        self,
+        path: str,
+        *,
+        into: type[T],
+        params: Params | None = None,
+        headers: Headers | None = None,
+        idempotency_key: Callable[..., str] | bool | None = None,
+        name: str | None = None,
+        idempotent: bool | None = None,
+        fallback: Sequence[Tier] = (),
+        refused: Sequence[type[BaseException]] = (),
+        classify: Callable[[Any], Outcome | None] | None = None,
+        key: Callable[..., Hashable] | None = None,
+        identity: Callable[[], Hashable] | None = None,
+        timeout: TimeoutPolicy | None = None,
+        circuit_by: CircuitBy | None = None,
+        caller: Callable[..., Hashable] | ContextVar[Any] | None = None,
+    ) -> Declared[T]: ...
+    def __call__(  # not `async`: it gives a coroutine, or a decorator
+        self,
+        path: Any,
+        *,
+        params: Params | None = None,
+        headers: Headers | None = None,
+        json: object = None,
+        data: Data | None = None,
+        idempotency_key: Any = None,
+        into: Any = None,
+        name: str | None = None,
+        idempotent: bool | None = None,
+        fallback: Sequence[Tier] = (),
+        refused: Sequence[type[BaseException]] = (),
+        classify: Callable[[Any], Outcome | None] | None = None,
+        key: Callable[..., Hashable] | None = None,
+        identity: Callable[[], Hashable] | None = None,
+        timeout: TimeoutPolicy | None = None,
+        circuit_by: CircuitBy | None = None,
+        caller: Callable[..., Hashable] | ContextVar[Any] | None = None,
+    ) -> Any:
+        """The reply; with `into=`, a decorator."""
+        if into is None:
+            return self._reply(path, params, headers, json, data, idempotency_key)
+        return Declared(
+            upstream=self.upstream,
+            method=self.method,
+            path=path,
+            into=into,
+            params=params,
+            headers=headers,
+            idempotency_key=idempotency_key,
+            name=name,
+            idempotent=idempotent,
+            fallback=fallback,
+            refused=refused,
+            classify=classify,
+            key=key,
+            identity=identity,
+            timeout=timeout,
+            circuit_by=circuit_by,
+            caller=caller,
+        )
+
+    async def ask(
+        self,
+        path: str | HttpRequest,
+        *,
+        params: Params | None = None,
+        headers: Headers | None = None,
+        json: object = None,
+        data: Data | None = None,
+        idempotency_key: str | bool | None = None,
+    ) -> Answer[HttpReply]:
+        """The reply as an `Answer`: live, else a fallback's, else an error that says what may be done."""
+        request = self._request(path, params, headers, json, data, idempotency_key)
+        limit = self.upstream.limit_here()
+        if limit is not None:
+            return Answer(await self.upstream.send_within(request, limit))
+        if request.idempotency_key is not None and not self.idempotent:
+            return await self.upstream.keyed(self.method).ask(request)
+        return await super().ask(request)
+
+    async def _reply(self, *given: Any) -> HttpReply:
+        request = self._request(*given)
+        if request.idempotency_key is None and self.upstream.limit_here() is None:
+            return (await Operation.ask(self, request)).value
+        return (await self.ask(request)).value
+
+    def _request(  # noqa: PLR0917 - as it is called
+        self,
+        path: str | HttpRequest,
+        params: Params | None,
+        headers: Headers | None,
+        json: object,
+        data: Data | None,
+        idempotency_key: str | bool | None,  # noqa: FBT001 - private
+    ) -> HttpRequest:
+        if isinstance(path, HttpRequest):
+            return path
+        return request_of(
+            self.method, path, params=params, headers=headers, json=json, data=data, idempotency_key=idempotency_key
+        )
+
+    def _send_request(self, request: HttpRequest) -> Coroutine[Any, Any, HttpReply]:
+        return self.upstream.session().send(request, self._timeout)

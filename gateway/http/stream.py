@@ -1,0 +1,188 @@
+"""An answer that is read piece by piece: `async with up.stream("GET", "/export") as reply:`.
+
+It holds its place, and its connection, until the block ends. Up to the headers it is a call like any other, with
+retries where they are safe; from there on nothing is tried again and nobody else answers.
+
+As there is one place where a call lives, `Operation.ask`, a stream is one of its calls: the coroutine of the call is
+driven by hand to where the headers are here, and, when the block is over, to its end.
+"""
+
+from __future__ import annotations
+
+from asyncio import current_task
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Generator
+from types import TracebackType, coroutine
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from aiohttp import ClientError
+
+from fallbacks.answer import Tier
+from gateway.call import Call
+from gateway.http.request import IDEMPOTENT, HttpRequest
+from gateway.http.session import Session, pieces_of
+from gateway.operation import Operation
+from gateway.outcome import ConfigError, Refused
+from gateway.policy import Policy, TimeoutPolicy
+
+if TYPE_CHECKING:
+    from multidict import CIMultiDictProxy
+
+    from gateway.http.client import HttpUpstream
+    from gateway.http.connections import Response
+
+BEGUN = object()
+"""What the call of a stream yields instead of something to wait for: the headers are here."""
+
+
+class BlockLeft(Refused):
+    """The block ended by an error of its own, which says nothing of the upstream."""
+
+
+@coroutine
+def block() -> Generator[object, None, None]:
+    """Stop until the block is over."""
+    yield BEGUN
+
+
+@coroutine
+def until_begun(call: Coroutine[Any, Any, Any]) -> Generator[Any, Any, None]:
+    """Take a call to where its headers are here, and wait in its place for what it waits for."""
+    awaited = call.send(None)
+    while awaited is not BEGUN:
+        try:
+            sent = yield awaited
+        except BaseException as error:  # noqa: BLE001 - a cancel is for the call, which knows what to do
+            awaited = call.throw(error)
+        else:
+            awaited = call.send(sent)
+
+
+class HttpStream:
+    """An answer whose body is read piece by piece; made by `HttpUpstream.stream`, entered once.
+
+    `async for piece in reply:` gives bytes as they come; while nobody reads on, the server is held back. Raises what a
+    call raises, from `async with` or at the end of its block.
+    """
+
+    def __init__(self, operation: StreamOperation, request: HttpRequest, upload: AsyncIterable[bytes] | None) -> None:
+        self._operation = operation
+        self._request = request
+        self._upload = upload
+        self._call: Coroutine[Any, Any, Any] | None = None
+        self._task: object = None
+        self._session: Session
+        self._error: BaseException | None = None  # of the connection, told while reading
+        self._response: Response | None = None
+        self.final = False  # from here on nothing is tried again
+
+    @property
+    def status(self) -> int:
+        """The status."""
+        return self._here().status
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        """The headers; read-only, in which case does not matter."""
+        return self._here().headers
+
+    def _here(self) -> Response:
+        if self._response is None:
+            raise RuntimeError("a stream has headers within its `async with` block")
+        return self._response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        response, session = self._here(), self._session
+        try:
+            async for piece in pieces_of(response):
+                yield piece
+        except (ClientError, OSError) as error:
+            self._error = session.failure(error, self._request, self._operation.timeout, 0.0)
+        if self._error is not None:
+            raise self._error
+
+    async def perform(self) -> None:
+        """The work of the call: open, wait for the end of the block, close."""
+        body = self._request.body if self._upload is None else self._pieces(self._upload)
+        timeout = self._operation.timeout
+        self._session = session = self._operation.upstream.session()
+        self._response = response = await session.open_stream(self._request, body, timeout)
+        self.final = True
+        try:
+            await block()
+        finally:
+            response.close()
+
+    async def _pieces(self, upload: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+        self.final = True  # what was taken from it cannot be sent again
+        async for piece in upload:
+            yield piece
+
+    async def __aenter__(self) -> Self:
+        if self._task is not None:
+            raise RuntimeError("a stream is entered once; make another")
+        self._task = current_task()
+        call = self._operation.ask(self)
+        await until_begun(call)
+        self._call = call
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        call, self._call = self._call, None
+        if call is None:
+            raise RuntimeError("a stream is left once, after it was entered")
+        if current_task() is not self._task:
+            call.close()
+            raise RuntimeError("a stream is left by the task that entered it; its place is free again")
+        try:
+            if error is None:
+                call.send(None)
+            elif isinstance(error, Exception) and error is not self._error:
+                call.throw(BlockLeft("the block raised an error of its own"))
+            else:
+                call.throw(error)
+        except (StopIteration, BlockLeft):
+            return  # the block's own error goes on
+
+
+class StreamOperation(Operation[[HttpStream], None]):
+    """What the streams of one method are calls of."""
+
+    upstream: HttpUpstream
+    names_callers = False
+
+    def __init__(self, upstream: HttpUpstream, policy: Policy, method: str, *, keyed: bool) -> None:
+        async def perform(stream: HttpStream) -> None:
+            await stream.perform()
+
+        limit = upstream.http.stream_for
+        super().__init__(
+            upstream,
+            policy,
+            perform,
+            perform,
+            name=stream_name(method, keyed=keyed),
+            idempotent=keyed or IDEMPOTENT[method],
+            fallback=(),
+            refused=(),
+            classify=None,
+            key=None,
+            identity=None,
+            timeout=TimeoutPolicy(call=limit, attempt=limit),
+            circuit_by=None,
+            caller=None,
+        )
+
+    def _pause(self, call: Call, error: Exception) -> float | None:
+        stream: HttpStream = call.args[0]
+        return None if stream.final else super()._pause(call, error)
+
+    def _add(self, tier: Tier) -> NoReturn:
+        field = f"{self.upstream.name}.{self.name} fallback"
+        raise ConfigError(field, f"{tier!r} cannot stand in for a stream", "catch what the stream raises")
+
+
+def stream_name(method: str, *, keyed: bool) -> str:
+    """The name of the operation that streams of a method are."""
+    return f"stream {method.lower()}" + (" with key" if keyed else "")
