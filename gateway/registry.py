@@ -228,8 +228,7 @@ class Gateway:
     async def open(self) -> None:
         """Open on the running loop; nothing happens if it is open there already. Raises WrongLoop."""
         await self._being_closed()
-        self._closed = False
-        self._open_here()
+        self._open_here(again=True)
 
     async def close(self, *, drain_for: float = 5.0, join_for: float = 5.0) -> tuple[str, ...]:
         """Refuse new calls, let those in flight finish for `drain_for` seconds, then cancel them.
@@ -239,16 +238,15 @@ class Gateway:
         """
         if await self._being_closed():
             return ()
-        self._closed = True
-        if self._loop is None or self._loop.is_closed():
-            self._stop_watching()
-            self._loop = None
-            return ()
-        if self._loop is not get_running_loop():
-            self._closed = False
-            raise self._wrong_loop()
+        with self._opening:
+            if not self._is_open():
+                self._let_go()
+                return ()
+            if self._loop is not get_running_loop():
+                raise self._wrong_loop()
+            self._closed = True
+            self._closing = closing = Event()
         self._stop_watching()
-        self._closing = closing = Event()
         for upstream in self:
             upstream.refuse()
         here = current_task()  # a call that closes its own gateway does not wait for itself
@@ -260,9 +258,9 @@ class Gateway:
                 await self._flush(join_for)
                 stuck = await self._join_threads(join_for)
             finally:
-                if self._closing is closing:  # else this loop died meanwhile, and it is open on another
-                    self._loop = self._closing = None
-                    self._stop_background()
+                with self._opening:
+                    if self._closing is closing:  # else this loop died meanwhile, and it is open on another
+                        self._let_go()
                 closing.set()
         return stuck
 
@@ -278,12 +276,16 @@ class Gateway:
     def open_blocking(self) -> None:
         """Open on a loop in a background thread; nothing happens if it is open there already. Raises WrongLoop."""
         refuse_on_a_loop("open_blocking()", "use `await gate.open()`")
-        if self._is_open() and not self._is_in_background():
-            raise self._wrong_loop()
-        if self._closing is not None and self._background is not None:
-            self._background.join(inf)
-        self._closed = False
-        self._open_in_background()
+        with self._opening:
+            if self._is_open() and not self._is_in_background():
+                raise self._wrong_loop()
+            closing = None if self._closing is None else self._background
+        if closing is not None:
+            closing.join(inf)
+        self._open_in_background(again=True)
+        with self._opening:
+            if self._is_open() and not self._is_in_background():  # another thread's loop was first
+                raise self._wrong_loop()
 
     def close_blocking(self, *, drain_for: float = 5.0, join_for: float = 5.0) -> tuple[str, ...]:
         """As `close()`, for a gateway that is open in the background; the thread of its loop is joined, too.
@@ -291,13 +293,13 @@ class Gateway:
         Raises WrongLoop if it is open on another loop: close it there.
         """
         refuse_on_a_loop("close_blocking()", "use `await gate.close()`")
-        loop, background = self._loop, self._background
-        if loop is None or loop.is_closed():
-            self._stop_watching()
-            self._closed, self._loop = True, None
-            return ()
-        if background is None or not self._is_in_background():
-            raise self._wrong_loop()
+        with self._opening:  # look and write in one: another thread may open it meanwhile
+            loop, background = self._loop, self._background
+            if loop is None or loop.is_closed():
+                self._let_go()
+                return ()
+            if background is None or background.loop is not loop:
+                raise self._wrong_loop()
         close = partial(self.close, drain_for=drain_for, join_for=join_for)
         try:
             stuck = Visit(loop, close).wait(drain_for + 3 * join_for + 1.0)  # calls, memories and threads: each as long
@@ -305,9 +307,9 @@ class Gateway:
             stuck = ()
         except TimeoutError:  # a function holds the loop up: leave it alone with that
             stuck = ()
-            self._stop_watching()
-            self._closed, self._loop, self._closing = True, None, None
-            self._stop_background()
+            with self._opening:
+                if self._loop is loop:
+                    self._let_go()
         return stuck + background.join(join_for)
 
     def __enter__(self) -> Self:
@@ -351,13 +353,19 @@ class Gateway:
         await closing.wait()
         return True
 
-    def _open_here(self) -> None:
+    def _open_here(self, *, again: bool = False) -> None:
+        """Open on the running loop; after `close()` only if it is said that it shall be open again."""
         loop = get_running_loop()
-        if self._loop is loop:
+        if self._loop is loop and not self._closed:
             return
-        with self._opening:  # of two loops in two threads, one is first
-            if self._is_open():
+        with self._opening:  # of two loops in two threads, one is first; and who closes it closes all or nothing
+            if self._is_open() and self._loop is not loop:
                 raise self._wrong_loop()
+            if self._closed and not again:
+                raise closed_to("", "")
+            self._closed = False
+            if self._loop is loop:
+                return
             self._loop, self._closing = loop, None
             clock = clock_of(loop)
             for upstream in self:
@@ -371,11 +379,14 @@ class Gateway:
     def _is_in_background(self) -> bool:
         return self._background is not None and self._background.loop is self._loop
 
-    def _open_in_background(self) -> None:
+    def _open_in_background(self, *, again: bool = False) -> None:
         """Start a loop in a thread, once however many ask for it, and wait until it is open."""
         with self._opening:
+            if again and self._closing is None:
+                self._closed = False
             background = self._background
-            if background is None or background.ended or background.error is not None:
+            if background is None or background.error is not None or (background.ready and not self._is_open()):
+                self._stop_background()
                 background = Background(self._open_unless_closed)
                 background.start()
                 self._background = background
@@ -385,9 +396,13 @@ class Gateway:
             raise RuntimeError("the gateway could not be opened in the background") from background.error
 
     async def _open_unless_closed(self) -> None:
-        if self._closed:
-            raise closed_to("", "")
         self._open_here()
+
+    def _let_go(self) -> None:
+        """Be closed, and open on no loop. The caller holds the lock."""
+        self._stop_watching()
+        self._closed, self._loop, self._closing = True, None, None
+        self._stop_background()
 
     def _stop_background(self) -> None:
         background, self._background = self._background, None

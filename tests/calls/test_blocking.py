@@ -822,6 +822,61 @@ def test_who_closes_while_another_thread_opens_it_wins(gate: Gateway) -> None:
     wait_until(lambda: not loops_in_background())
 
 
+def test_who_opens_in_the_moment_another_closes_what_is_not_open_is_not_lost(gate: Gateway) -> None:
+    operation = sleeping(gate)
+    opened: list[Future[Any]] = []
+
+    class Between:
+        """In the place of a watch: told to stop between look and write."""
+
+        def stop(self) -> None:
+            if not opened:
+                opened.append(in_thread(gate.open_blocking))
+                time.sleep(0.02)  # enough for a gateway that nothing guards
+
+        def start(self, _: object) -> None: ...
+
+    gate._watch = Between()  # type: ignore[assignment]
+
+    gate.close_blocking()
+    opened[0].result(5)
+
+    assert gate._is_open()
+    assert in_thread(operation.call_blocking, 0.0).result(5) == 0.0
+
+
+@pytest.mark.asyncio
+async def test_who_opens_in_the_moment_a_loop_closes_what_is_not_open_is_not_lost() -> None:
+    gate = Gateway()
+    operation = sleeping(gate)
+    opened: list[Future[Any]] = []
+
+    class Between:
+        def stop(self) -> None:
+            if not opened:
+                opened.append(in_thread(gate.open_blocking))
+                time.sleep(0.02)
+
+        def start(self, _: object) -> None: ...
+
+    gate._watch = Between()  # type: ignore[assignment]
+
+    await gate.close()
+    await asyncio.to_thread(opened[0].result, 5)
+
+    assert await asyncio.to_thread(operation.call_blocking, 0.0) == 0.0
+    assert await asyncio.to_thread(gate.close_blocking) == ()
+
+
+def test_a_loop_in_the_background_that_the_gateway_is_not_open_on_is_replaced(gate: Gateway) -> None:
+    operation = sleeping(gate)
+    gate.open_blocking()
+    gate._loop = None
+
+    assert in_thread(operation.call_blocking, 0.0).result(5) == 0.0
+    wait_until(lambda: len(loops_in_background()) == 1)
+
+
 # -- virtual time
 
 
