@@ -22,6 +22,7 @@ from gateway import events
 from gateway.background import Background
 from gateway.blocking import EXIT, Visit, refuse_on_a_loop
 from gateway.bulkhead import Bulkhead
+from gateway.config import hangup
 from gateway.config.document import key_of
 from gateway.config.policies import ROOT, UNSHOWN, Policies, alike, told
 from gateway.config.watch import PolicyFile, Watch
@@ -84,14 +85,16 @@ class Gateway:
             limit = 20
 
         While it is open, the file is read again as by `reload()` when it changes (looked at every `check_every`
-        seconds, never if that is inf; two looks must agree, so that nothing half-written counts), and on SIGHUP, where
-        nobody else handles that. If that fails, the log says why, and the policies stay as they are. On a virtual loop
-        only SIGHUP counts. Raises ConfigError with all that is wrong with the file.
+        seconds, never if that is inf; two looks must agree, so that nothing half-written counts), and on SIGHUP. That
+        is heard from now on until it is closed, if this is the main thread and nobody else handles it; while it is not
+        open, the file is read again when it opens. If that fails, the log says why, and the policies stay as they are.
+        On a virtual loop only SIGHUP counts. Raises ConfigError with all that is wrong with the file.
         """
         gate = cls()
         gate._file = PolicyFile(path)
         gate._watch = Watch(gate._file, gate.reload, check_every=check_every, on_hangup=on_hangup)
         gate.reload()
+        gate._watch.listen()
         return gate
 
     def reload(self) -> tuple[str, ...]:
@@ -246,7 +249,6 @@ class Gateway:
                 raise self._wrong_loop()
             self._closed = True
             self._closing = closing = Event()
-        self._stop_watching()
         for upstream in self:
             upstream.refuse()
         here = current_task()  # a call that closes its own gateway does not wait for itself
@@ -260,6 +262,8 @@ class Gateway:
             finally:
                 with self._opening:
                     if self._closing is closing:  # else this loop died meanwhile, and it is open on another
+                        for upstream in self:
+                            upstream.dismiss()  # whatever cut this short: their threads end
                         self._let_go()
                 closing.set()
         return stuck
@@ -286,6 +290,8 @@ class Gateway:
         with self._opening:
             if self._is_open() and not self._is_in_background():  # another thread's loop was first
                 raise self._wrong_loop()
+            if self._is_open() and self._watch is not None:  # the thread of the loop hears no signals
+                self._watch.listen()
 
     def close_blocking(self, *, drain_for: float = 5.0, join_for: float = 5.0) -> tuple[str, ...]:
         """As `close()`, for a gateway that is open in the background; the thread of its loop is joined, too.
@@ -310,6 +316,7 @@ class Gateway:
             with self._opening:
                 if self._loop is loop:
                     self._let_go()
+        hangup.give_back()  # the thread of the loop cannot
         return stuck + background.join(join_for)
 
     def __enter__(self) -> Self:
@@ -422,6 +429,8 @@ class Gateway:
         self._of_the_parent = (self._of_the_parent, self._loop, self._background, calls)
         self._opening = Lock()
         self._loop = self._closing = self._background = None
+        if self._watch is not None:
+            self._watch.forget()
         for upstream in self:
             upstream.refuse()
 

@@ -474,6 +474,28 @@ def test_who_opens_while_another_closes_waits_for_that(gate: Gateway) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_close_that_is_cut_short_still_dismisses_the_threads() -> None:
+    gate = Gateway()
+    plain = gate.upstream("plain", policy=QUIET).operation(idempotent=True)(threading.current_thread)
+    sleep = sleeping(gate)
+    thread = await plain()
+    call = asyncio.create_task(sleep(0.05))
+    await asyncio.sleep(0)
+
+    closing = asyncio.create_task(gate.close())
+    await asyncio.sleep(0.005)
+    closing.cancel()
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(CancelledError):
+        await closing
+
+    await until(lambda: not thread.is_alive())
+    await asyncio.wait([call])
+    assert await gate.close() == ()
+
+
+@pytest.mark.asyncio
 async def test_on_the_loop_itself_it_is_an_error_with_a_remedy_and_nothing_is_counted() -> None:
     gate = Gateway()
     operation = sleeping(gate)
