@@ -5,7 +5,17 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-from asyncio import AbstractEventLoop, Event, Future, Task, current_task, get_running_loop, sleep, timeout
+from asyncio import (
+    AbstractEventLoop,
+    Event,
+    Future,
+    Task,
+    _get_running_loop,
+    current_task,
+    get_running_loop,
+    sleep,
+    timeout,
+)
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +44,7 @@ from gateway.upstream import Upstream, UpstreamSnapshot, Workers, check_policy
 
 log = logging.getLogger("gateway")
 
+T = TypeVar("T")
 L = TypeVar("L", bound=Callable[[Any], object])
 USUAL = Policy()
 """The policy of who gives none."""
@@ -101,13 +112,17 @@ class Gateway:
         """Read the policy file again, and go by it: all of it, or nothing. Gives the names of upstreams that changed.
 
         What the file says holds, also where `tune` had changed it. Circuits, counters, waiters and remembered answers
-        survive. New upstreams are registered; one that has left the file goes by what code gave it. Call it where the
-        gateway lives: on the thread of its loop. Raises ConfigError, also without a file, and for limits that
-        contradict those of an operation.
+        survive. New upstreams are registered; one that has left the file goes by what code gave it. From any thread:
+        where the loop of the gateway runs in another one, it is done there, and this thread waits. Raises ConfigError,
+        also without a file, and for limits that contradict those of an operation; WrongLoop in a thread that runs
+        another loop.
         """
         if self._file is None:
             raise ConfigError("policy file", "this gateway was not made from one", "use Gateway.from_file(path)")
-        read = self._file.read()
+        return self.on_its_loop(partial(self._reload, self._file))
+
+    def _reload(self, file: PolicyFile) -> tuple[str, ...]:
+        read = file.read()
         names = dict.fromkeys([*self._in_file, *read.policies])
         wanted = {name: read.policies.get(name, self._in_code.get(name, USUAL)) for name in names}
         wanted = {
@@ -347,6 +362,25 @@ class Gateway:
             self._open_in_background()
             loop = self._loop
         return loop
+
+    def on_its_loop(self, act: Callable[[], T]) -> T:
+        """Do it on the thread of the loop it is open on; right here if there is none, or it does not run.
+
+        Raises what it raises; WrongLoop in a thread that runs another loop, and then it is not done.
+        """
+
+        async def done() -> T:
+            return act()
+
+        while (loop := self._loop) is not None and loop.is_running():
+            running = _get_running_loop()
+            if running is loop:
+                break
+            if running is not None:
+                raise self._wrong_loop()
+            with suppress(GatewayClosed):  # the loop went away, and nothing has begun: look again
+                return Visit(loop, done).wait()
+        return act()
 
     def workers(self, name: str, bulkhead: Bulkhead, loop: AbstractEventLoop) -> Workers:
         """Threads for an upstream."""

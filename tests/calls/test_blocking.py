@@ -26,6 +26,8 @@ import pytest
 from gateway import (
     BulkheadFull,
     BulkheadPolicy,
+    CircuitOpen,
+    ConfigError,
     Deadline,
     DeadlineExceeded,
     Failed,
@@ -844,6 +846,105 @@ def test_who_closes_while_another_thread_opens_it_wins(gate: Gateway) -> None:
     wait_until(lambda: not loops_in_background())
 
 
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("change", ["tune", "tune_fields", "policy", "isolate", "restore"])
+def test_what_a_thread_tunes_or_isolates_reaches_who_waits_at_once(gate: Gateway, change: str, debug: bool) -> None:
+    up = gate.upstream("pool", policy=pool(1, queue=5))
+    end = threading.Event()
+
+    @up.operation(idempotent=True)
+    async def ask(seconds: float) -> float:
+        while seconds and not end.is_set():
+            await asyncio.sleep(0.001)
+        return seconds
+
+    gate.open_blocking()
+    assert gate._loop is not None
+    gate._loop.set_debug(debug)
+    holder = in_thread(ask.call_blocking, 1.0)
+    wait_until(lambda: up.snapshot().bulkhead.in_use)
+    waiter = in_thread(ask.call_blocking, 0.0)
+    wait_until(lambda: up.snapshot().bulkhead.waiting)
+
+    if change == "tune":
+        up.tune(bulkhead=BulkheadPolicy(limit=2))
+    elif change == "tune_fields":
+        up.tune_fields({"bulkhead.limit": 2})
+    elif change == "policy":
+        up.policy = pool(2, queue=5)
+    else:
+        up.isolate()
+    if change == "restore":
+        up.restore()
+
+    if change in {"isolate", "restore"}:
+        assert type(waiter.exception(0.5)) is CircuitOpen
+    else:
+        assert waiter.result(0.5) == 0.0
+    end.set()
+    assert holder.result(5) == 1.0
+    up.restore()
+
+
+def test_what_a_thread_tunes_wrongly_is_its_error_and_changes_nothing(gate: Gateway) -> None:
+    up = gate.upstream("pool", policy=pool(1))
+    gate.open_blocking()
+
+    with pytest.raises(ConfigError) as caught:
+        up.tune_fields({"bulkhead.limit": 0})
+
+    assert caught.value.field == "bulkhead.limit"
+    assert up.policy == pool(1)
+
+
+def test_on_another_loop_tuning_is_an_error_and_changes_nothing(gate: Gateway) -> None:
+    up = gate.upstream("pool", policy=pool(1))
+    gate.open_blocking()
+    acts: list[Callable[[], object]] = [
+        up.isolate,
+        up.restore,
+        lambda: up.tune_fields({"bulkhead.limit": 2}),
+        lambda: up.tune(bulkhead=BulkheadPolicy(limit=2)),
+    ]
+
+    async def use() -> None:
+        for act in acts:
+            with pytest.raises(WrongLoop):
+                act()
+
+    asyncio.run(use())
+    assert up.policy == pool(1)
+    assert up.snapshot().breaker.state == "closed"
+
+
+def test_on_a_loop_that_ends_meanwhile_it_is_done_right_here(gate: Gateway) -> None:
+    up = gate.upstream("pool", policy=pool(1))
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(gate.open())
+    entered, go_on = threading.Event(), threading.Event()
+
+    async def hold_up() -> None:
+        entered.set()
+        loop.stop()
+        go_on.wait(5)
+
+    task = loop.create_task(hold_up())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    entered.wait(5)
+    tuned = in_thread(up.tune_fields, {"bulkhead.limit": 2})
+    time.sleep(0.02)
+    go_on.set()
+    thread.join(5)
+
+    tuned.result(5)
+
+    assert up.policy.bulkhead.limit == 2
+    assert task.done()
+    loop.run_until_complete(gate.close())
+    loop.close()
+
+
 def test_who_opens_in_the_moment_another_closes_what_is_not_open_is_not_lost(gate: Gateway) -> None:
     operation = sleeping(gate)
     opened: list[Future[Any]] = []
@@ -857,6 +958,8 @@ def test_who_opens_in_the_moment_another_closes_what_is_not_open_is_not_lost(gat
                 time.sleep(0.02)  # enough for a gateway that nothing guards
 
         def start(self, _: object) -> None: ...
+
+        def listen(self) -> None: ...
 
     gate._watch = Between()  # type: ignore[assignment]
 
@@ -880,6 +983,8 @@ async def test_who_opens_in_the_moment_a_loop_closes_what_is_not_open_is_not_los
                 time.sleep(0.02)
 
         def start(self, _: object) -> None: ...
+
+        def listen(self) -> None: ...
 
     gate._watch = Between()  # type: ignore[assignment]
 

@@ -628,20 +628,44 @@ async def test_hangups_are_heard_while_it_drains_and_by_every_gateway(file: Path
     assert not handles_hangup()
 
 
+def test_a_program_without_a_loop_reloads_from_its_threads(file: Path) -> None:
+    file.write_text(limit_of(1))
+    gate = Gateway.from_file(file, check_every=inf)
+    done_on: list[threading.Thread] = []
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            done_on.append(threading.current_thread())
+
+    with gate:
+        log = logging.getLogger("gateway")
+        log.addHandler(told := Told())
+        file.write_text(limit_of(20))
+        names = gate.reload()
+        log.removeHandler(told)
+        file.write_text("[[")
+        error_of(gate.reload)
+
+    assert (names, gate["ratings"].policy.bulkhead.limit) == (("ratings",), 20)
+    assert {thread.name for thread in done_on} == {"gateway: loop"}
+
+
 def test_what_was_closed_in_another_thread_leaves_hangups_as_they_were_by_default(file: Path) -> None:
     file.write_text(limit_of(20))
     program = subprocess.run(
         [
             sys.executable,
             "-c",
-            "import os, signal, sys, threading; from gateway import Gateway\n"
-            "gate = Gateway.from_file(sys.argv[1])\n"
-            "os.kill(os.getpid(), signal.SIGHUP)\n"
-            "print('alive', flush=True)\n"
-            "thread = threading.Thread(target=gate.close_blocking)\n"
-            "thread.start(); thread.join()\n"
-            "os.kill(os.getpid(), signal.SIGHUP)\n"
-            "print('not reached')",
+            (
+                "import os, signal, sys, threading; from gateway import Gateway\n"
+                "gate = Gateway.from_file(sys.argv[1])\n"
+                "os.kill(os.getpid(), signal.SIGHUP)\n"
+                "print('alive', flush=True)\n"
+                "thread = threading.Thread(target=gate.close_blocking)\n"
+                "thread.start(); thread.join()\n"
+                "os.kill(os.getpid(), signal.SIGHUP)\n"
+                "print('not reached')"
+            ),
             str(file),
         ],
         cwd=ROOT,
@@ -661,20 +685,22 @@ def test_a_child_forked_from_an_async_app_calls_from_its_threads_and_hears_hangu
         [
             sys.executable,
             "-c",
-            "import asyncio, os, signal, sys; from gateway import Gateway\n"
-            "gate = Gateway.from_file(sys.argv[1])\n"
-            "@gate['ratings'].operation(idempotent=True)\n"
-            "async def pid(): return os.getpid()\n"
-            "def child():\n"
-            "    os.kill(os.getpid(), signal.SIGHUP)\n"
-            "    print(pid.call_blocking() == os.getpid(), gate.close_blocking(), flush=True)\n"
-            "    os._exit(0)\n"
-            "async def main():\n"
-            "    async with gate:\n"
-            "        if not (forked := os.fork()):\n"
-            "            child()\n"
-            "        print(os.waitpid(forked, 0)[1], await pid() == os.getpid())\n"
-            "asyncio.run(main())",
+            (
+                "import asyncio, os, signal, sys; from gateway import Gateway\n"
+                "gate = Gateway.from_file(sys.argv[1])\n"
+                "@gate['ratings'].operation(idempotent=True)\n"
+                "async def pid(): return os.getpid()\n"
+                "def child():\n"
+                "    os.kill(os.getpid(), signal.SIGHUP)\n"
+                "    print(pid.call_blocking() == os.getpid(), gate.close_blocking(), flush=True)\n"
+                "    os._exit(0)\n"
+                "async def main():\n"
+                "    async with gate:\n"
+                "        if not (forked := os.fork()):\n"
+                "            child()\n"
+                "        print(os.waitpid(forked, 0)[1], await pid() == os.getpid())\n"
+                "asyncio.run(main())"
+            ),
             str(file),
         ],
         cwd=ROOT,
