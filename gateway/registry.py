@@ -35,7 +35,7 @@ from gateway.bulkhead import Bulkhead
 from gateway.config import hangup
 from gateway.config.document import key_of
 from gateway.config.policies import ROOT, UNSHOWN, Policies, alike, told
-from gateway.config.watch import PolicyFile, Watch
+from gateway.config.watch import PolicyFile, Watch, located
 from gateway.context import AMBIENT, clock_of
 from gateway.outcome import ConfigError, ConfigErrors, GatewayClosed, UnknownName, WrongLoop
 from gateway.policy import Policy
@@ -79,6 +79,7 @@ class Gateway:
         self._closing: Event | None = None
         self._file: PolicyFile | None = None
         self._watch: Watch | None = None
+        self._hidden: Mapping[str, frozenset[str]] = {}  # which of its knobs were the environment's
         self._in_file: Mapping[str, Policy] = {}  # what the file said when it was last read well
         self._in_code: dict[str, Policy] = {}  # what code said, by the names it has asked for
         self._opening = Lock()  # first uses in several threads
@@ -104,7 +105,11 @@ class Gateway:
         gate = cls()
         gate._file = PolicyFile(path)
         gate._watch = Watch(gate._file, gate.reload, check_every=check_every, on_hangup=on_hangup)
-        gate.reload()
+        try:
+            gate.reload()
+        except ConfigError as error:
+            error.add_note("\n".join(located(error, name=gate._file.name)))
+            raise
         gate._watch.listen()
         return gate
 
@@ -132,7 +137,7 @@ class Gateway:
         }
         self._check(wanted, read)
         self._apply(wanted, read)
-        self._in_file = read.policies
+        self._in_file, self._hidden = read.policies, read.hidden
         return tuple(wanted)
 
     def _check(self, wanted: Mapping[str, Policy], read: Policies) -> None:
@@ -145,7 +150,7 @@ class Gateway:
                 except ConfigError as error:
                     hidden = bool(read.hidden.get(name))
                     problem, remedy = UNSHOWN if hidden else (error.problem, error.remedy)
-                    field = f"{key_of((ROOT, name))}.{error.field}"
+                    field = f"{key_of((ROOT, name))}.{error.field.removeprefix(f'{name}.')}"
                     errors.append(ConfigError(field, f"with the limits of an operation, {problem}", remedy))
         if errors:
             raise ConfigErrors.together(errors)
@@ -169,7 +174,8 @@ class Gateway:
             raise
         for name, policy in wanted.items():
             if name in before:
-                log.info("%s: %s", name, told(before[name], policy, hidden=read.hidden.get(name, frozenset())))
+                hidden = self._hidden.get(name, frozenset()) | read.hidden.get(name, frozenset())
+                log.info("%s: %s", name, told(before[name], policy, hidden=hidden))
 
     # -- upstreams
 

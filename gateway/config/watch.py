@@ -28,7 +28,7 @@ class PolicyFile:
     """A file of policies, and what was last seen of it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path
+        self.path = _from_the_root(path)  # a later chdir changes nothing
         self.name = shown_path(path)
         self.content: bytes | None = None
         self.seen: Signature | None = None
@@ -58,6 +58,13 @@ class PolicyFile:
         if same:
             self.seen = seen
         return same
+
+
+def _from_the_root(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    try:
+        return os.path.abspath(path)  # noqa: PTH100 - a Path's `resolve` would follow links, which may be changed
+    except (OSError, TypeError, ValueError):  # what is no path is told of when it is read
+        return path
 
 
 def racy(found: Signature | None) -> bool:

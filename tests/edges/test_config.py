@@ -650,6 +650,67 @@ def test_a_program_without_a_loop_reloads_from_its_threads(file: Path) -> None:
     assert {thread.name for thread in done_on} == {"gateway: loop"}
 
 
+def test_the_log_hides_what_the_environment_said_before_and_what_follows_from_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch, logged: Callable[[int], list[str]]
+) -> None:
+    monkeypatch.setenv("SECRET", "7.77")
+    plain = "[upstreams.ratings.timeout]\ncall = {}\n"
+    file.write_text(plain.format(3))
+    gate = Gateway.from_file(file)
+
+    for value in ('"${SECRET}"', "2"):
+        file.write_text(plain.format(value))
+        gate.reload()
+    file.write_text("[upstreams.other]\n")
+    gate.reload()
+
+    assert "timeout.call (from the environment)" in logged(logging.INFO)[0]
+    assert not [line for line in logged(logging.INFO) if "7.77" in line]
+
+
+def test_the_log_tells_budgets_and_waits_in_the_words_of_files(file: Path, logged: Callable[[int], list[str]]) -> None:
+    gate = Gateway.from_file(file)
+
+    file.write_text(limit_of(7) + '[upstreams.ratings.retry]\nwait = { fixed = "1s" }\n')
+    gate.reload()
+    file.write_text(limit_of(7) + '[upstreams.ratings.retry]\nwait = { fixed = "1s" }\nbudget = { ratio = 0.5 }\n')
+    gate.reload()
+
+    waits, budget = logged(logging.INFO)
+    assert "{ fixed = 1.0 }" in waits
+    assert " at 0x" not in waits
+    assert "retry.budget None" not in budget
+
+
+def test_a_relative_path_is_that_of_the_start(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(file.parent)
+    gate = Gateway.from_file(file.name)
+    monkeypatch.chdir("/")
+    file.write_text(limit_of(9))
+
+    assert gate.reload() == ("ratings",)
+
+
+def test_a_file_with_windows_lines_gives_the_lines_of_its_mistakes(file: Path) -> None:
+    file.write_bytes(b"[upstreams.ratings.bulkhead]\r\nqueue = 1\r\nlimit = 0\r\n")
+
+    error = refused(file)
+
+    assert error.line == 3
+    assert f"{file}:3: " in error.__notes__[0]
+
+
+def test_an_error_of_an_operation_has_the_name_of_its_upstream_once(file: Path) -> None:
+    gate = Gateway.from_file(file)
+
+    @gate["ratings"].operation
+    async def ask() -> None: ...
+
+    file.write_text("[upstreams.ratings.breaker]\nmin_callers = 2\n")
+
+    assert error_of(gate.reload).field == "upstreams.ratings.ask caller"
+
+
 def test_what_was_closed_in_another_thread_leaves_hangups_as_they_were_by_default(file: Path) -> None:
     file.write_text(limit_of(20))
     program = subprocess.run(
