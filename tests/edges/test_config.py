@@ -748,12 +748,13 @@ def test_a_child_forked_from_an_async_app_calls_from_its_threads_and_hears_hangu
             "-c",
             (
                 "import asyncio, os, signal, sys; from gateway import Gateway\n"
-                "gate = Gateway.from_file(sys.argv[1])\n"
+                "gate = Gateway.from_file(sys.argv[1], check_every=float('inf'))\n"
                 "@gate['ratings'].operation(idempotent=True)\n"
                 "async def pid(): return os.getpid()\n"
                 "def child():\n"
+                "    open(sys.argv[1], 'w').write('[upstreams.ratings.bulkhead]\\nlimit = 21\\n')\n"
                 "    os.kill(os.getpid(), signal.SIGHUP)\n"
-                "    print(pid.call_blocking() == os.getpid(), gate.close_blocking(), flush=True)\n"
+                "    print(pid.call_blocking() == os.getpid(), gate['ratings'].policy.bulkhead.limit, flush=True)\n"
                 "    os._exit(0)\n"
                 "async def main():\n"
                 "    async with gate:\n"
@@ -771,7 +772,7 @@ def test_a_child_forked_from_an_async_app_calls_from_its_threads_and_hears_hangu
         check=False,
     )
 
-    assert (program.returncode, program.stdout, program.stderr) == (0, "True ()\n0 True\n", "")
+    assert (program.returncode, program.stdout, program.stderr) == (0, "True 21\n0 True\n", "")
 
 
 @pytest.mark.virtual_time
