@@ -1237,6 +1237,7 @@ def test_at_the_end_of_the_program_calls_in_flight_end_in_order() -> None:
 
 def test_an_interrupt_cancels_the_call_and_is_raised() -> None:
     program = script("""
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
         cancelled = []
 
         @up.operation(idempotent=True)
