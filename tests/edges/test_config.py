@@ -54,10 +54,12 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def nobody_listens() -> Iterator[None]:
-    """Gateways that a test leaves open hear no hangups of the next one."""
+    """Gateways that a test leaves open hear no hangups of the next one; who runs the tests may have said nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     hangup.EARS.clear()
     hangup.give_back()
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(autouse=True)
