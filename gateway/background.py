@@ -20,7 +20,6 @@ class Background:
     def __init__(self, opened: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self.loop: AbstractEventLoop | None = None
         self.error: BaseException | None = None  # why it could not be opened
-        self.ended = False
         self._opened = opened
         self._ready = ThreadEvent()
         self._stop: Event | None = None
@@ -33,6 +32,11 @@ class Background:
     def wait(self) -> None:
         """Wait until it is open, or has failed to. Blocks."""
         self._ready.wait()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has been opened, or has failed to, or has ended."""
+        return self._ready.is_set()
 
     def stop(self) -> None:
         """Tell the loop to end, and what still runs there with it; from any thread."""
@@ -54,7 +58,6 @@ class Background:
             if not EXIT.is_set():  # else: an executor that was used could not get a thread any more to end in
                 raise
         finally:
-            self.ended = True
             self._ready.set()
 
     async def _main(self) -> None:

@@ -37,11 +37,11 @@ class Circuit(Protocol):
         """Raise what `enter` would raise."""
         ...
 
-    def enter(self, now: float) -> Any:
-        """Leave to try, or CircuitOpen."""
+    def enter(self, now: float, caller: Hashable = None) -> Any:
+        """Leave to try, or CircuitOpen. One that knows its caller asks for no other."""
         ...
 
-    def leave(self, state: Any, now: float, failed: bool | None, slow: bool) -> None:  # noqa: FBT001 - the hot path
+    def leave(self, state: Any, now: float, failed: bool | None, slow: bool, caller: Hashable = None) -> None:  # noqa: FBT001 - the hot path
         """How it went."""
         ...
 

@@ -281,11 +281,11 @@ class Asked:
         """Raise the CircuitOpen that `enter` would raise, and spend nothing."""
         self.breaker.check(self.caller)
 
-    def enter(self, now: float) -> State:
+    def enter(self, now: float, caller: Hashable = None) -> State:  # noqa: ARG002 - it knows its own
         """Leave to try, or CircuitOpen."""
         return self.breaker.enter(now, self.caller)
 
-    def leave(self, state: State, now: float, failed: bool | None, slow: bool) -> None:  # noqa: FBT001 - as the circuit's
+    def leave(self, state: State, now: float, failed: bool | None, slow: bool, caller: Hashable = None) -> None:  # noqa: ARG002, FBT001 - as the circuit's
         """How it went (None: evidence of nothing)."""
         self.breaker.leave(state, now, failed if self.counts else None, slow, self.caller)
 

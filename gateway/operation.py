@@ -149,6 +149,19 @@ class OperationSnapshot:
     latency: LatencySnapshot
 
 
+class Cold:
+    """What an operation keeps and a usual call does not look at: of many attributes, Python finds each more slowly."""
+
+    __slots__ = ("binds_class", "caller", "circuit_by", "namer_of_callers", "sender", "timeout")
+
+    binds_class: bool
+    circuit_by: Namer | None
+    caller: Namer | None  # where callers are told apart
+    namer_of_callers: Namer | None
+    sender: Callable[..., Awaitable[Any]]
+    timeout: TimeoutPolicy | None
+
+
 class Operation(Generic[P, T]):
     """One thing you ask of an upstream. `await op(...)` gives the value, `await op.ask(...)` the `Answer`.
 
@@ -156,39 +169,6 @@ class Operation(Generic[P, T]):
     function raised it; TypeError or KeyNeeded for arguments that name no call, before anything is counted or sent;
     GatewayClosed, WrongLoop.
     """
-
-    # Not in the dict, where more than thirty attributes make each look-up slower; `update_wrapper` puts its own there.
-    __slots__ = (
-        "__dict__",
-        "__weakref__",
-        "_arguments",
-        "_binds_class",
-        "_call_for",
-        "_caller",
-        "_circuit_by",
-        "_circuit_of",
-        "_classify",
-        "_evidence_after",
-        "_fallback",
-        "_key_of",
-        "_keys",
-        "_lane",
-        "_memories",
-        "_names_caller",
-        "_own_timeout",
-        "_refused",
-        "_reserve",
-        "_send",
-        "_sender",
-        "_timeout",
-        "calls",
-        "circuit_key",
-        "idempotent",
-        "latency",
-        "name",
-        "tally",
-        "upstream",
-    )
 
     def __init__(
         self,
@@ -213,33 +193,34 @@ class Operation(Generic[P, T]):
         self.name = name
         self.upstream = upstream
         self.idempotent = idempotent
+        self._cold = Cold()
         self.calls: set[Call] = set()  # in flight
         self.tally = Tally()
         self.latency = Histogram()
-        self._binds_class = isinstance(function, classmethod)
+        self._cold.binds_class = isinstance(function, classmethod)
         self._refused = (Refused, ConfigError, *refused)
         self._classify = classify
-        self._sender = send
+        self._cold.sender = send
         self.swap_sender(send)
-        self._arguments = Arguments(plain)
-        self._keys = Keys(upstream.name, name, self._arguments, key=key, identity=identity)
-        self._own_timeout = timeout
+        arguments = Arguments(plain)
+        self._keys = Keys(upstream.name, name, arguments, key=key, identity=identity)
+        self._cold.timeout = timeout
         where = f"{upstream.name}.{name}"
         self.circuit_key: OfOperation | None = None  # of a circuit of its own
-        self._circuit_by: Namer | None = None
+        self._cold.circuit_by = None
         if circuit_by is not None:
             by = cast("Callable[..., Hashable]", circuit_by)
             if circuit_by == "operation":
                 self.circuit_key = own = OfOperation(name)
                 by = lambda: own  # noqa: E731
-            self._circuit_by = namer(f"{where} circuit_by=", by)
-        self._names_caller = None if caller is None else namer(f"{where} caller=", caller)
-        self._caller: Namer | None = None  # where callers are told apart
+            self._cold.circuit_by = namer(f"{where} circuit_by=", by)
+        self._cold.namer_of_callers = None if caller is None else namer(f"{where} caller=", caller)
+        self._cold.caller = None
         self._lane: Lane  # from `take_lane`, once a loop is known
         self._fallback = Fallback((), scope=self._scope)
         self._memories: tuple[Callable[[Hashable | None, Any, float], object], ...] = ()
         # Where nothing is remembered, it is enough that the arguments fit.
-        self._key_of: Callable[[tuple[Any, ...], dict[str, Any]], Hashable | None] = self._arguments.check
+        self._key_of: Callable[[tuple[Any, ...], dict[str, Any]], Hashable | None] = arguments.check
         self.use(policy, self.check(policy))
         for tier in fallback:
             self._add(tier)
@@ -290,7 +271,7 @@ class Operation(Generic[P, T]):
             sent_at = call.at
             if sent_at >= call.cutoff:  # a function that never suspends would be sent all the same
                 raise too_late()
-            circuit = breaker.enter(sent_at)  # after the queue: no probe is spent on a caller who still waits
+            circuit = breaker.enter(sent_at, None)  # after the queue: no probe is spent on a caller who still waits
             timer = self._lane.start(call)
             outside = AMBIENT.set(timer)  # what the function calls in turn inherits this limit
             try:
@@ -309,7 +290,7 @@ class Operation(Generic[P, T]):
             took = ended_at - sent_at
             if timer.stop() or ended_at > timer.at:
                 self.tally.overran += 1  # it comes late, but it is here
-            breaker.leave(circuit, ended_at, False, took > breaker.slow_beyond)
+            breaker.leave(circuit, ended_at, False, took > breaker.slow_beyond, None)
             self.latency.record(took)
             return value
         finally:
@@ -552,7 +533,7 @@ class Operation(Generic[P, T]):
             return  # its loop was closed under it, and it was counted then
         if call.source is not None:  # a tier's: `ask` keeps no answer, or its error would lead back to it
             ended = call.source
-        if self._circuit_by is not None:
+        if self._circuit_of is not None and self._cold.circuit_by is not None:
             breaker_of(call.breaker).in_use -= 1
         self.tally.ended[ended] += 1
         if self.upstream.listeners.call_finished:
@@ -582,13 +563,13 @@ class Operation(Generic[P, T]):
     def _own_circuit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Circuit:
         """The circuit of a call: that of its key, as its caller sees it. It is held until the call is over."""
         breaker = self.upstream.breaker
-        caller = None if self._caller is None else self._caller(args, kwargs)
-        if self._circuit_by is not None:
-            key = self._circuit_by(args, kwargs)
+        caller = None if self._cold.caller is None else self._cold.caller(args, kwargs)
+        if self._cold.circuit_by is not None:
+            key = self._cold.circuit_by(args, kwargs)
             if key is not None:
                 breaker = self.upstream.circuits.of(key)
             breaker.in_use += 1
-        return breaker if self._caller is None else Asked(breaker, caller)
+        return breaker if self._cold.caller is None else Asked(breaker, caller)
 
     def _scope(self, at: float) -> Deadline:
         return Deadline(at, self.upstream.clock, self.upstream.gateway)
@@ -633,7 +614,7 @@ class Operation(Generic[P, T]):
     ) -> BoundOperation[Q, T]: ...
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         """In a class, an operation is a method."""
-        if self._binds_class:
+        if self._cold.binds_class:
             return BoundOperation(cast("Operation[Any, T]", self), owner or type(instance))
         return self if instance is None else BoundOperation(cast("Operation[Any, T]", self), instance)
 
@@ -698,19 +679,24 @@ class Operation(Generic[P, T]):
 
     def check(self, policy: Policy) -> TimeoutPolicy:
         """The limits that would hold under this policy; a ConfigError if it contradicts what is declared here."""
-        if policy.breaker.min_callers > 1 and self._names_caller is None and self.names_callers:
+        if policy.breaker.min_callers > 1 and self._cold.namer_of_callers is None and self.names_callers:
             problem = f"breaker.min_callers={policy.breaker.min_callers} tells callers apart, and nothing names them"
             remedy = "give caller=, a function of the arguments or a ContextVar; or min_callers=1"
             raise ConfigError(f"{self.upstream.name}.{self.name} caller", problem, remedy)
-        return policy.timeout if self._own_timeout is None else policy.timeout.overlaid(self._own_timeout)
+        return policy.timeout if self._cold.timeout is None else policy.timeout.overlaid(self._cold.timeout)
 
     def use(self, policy: Policy, timeout: TimeoutPolicy) -> None:
         """Go by these numbers from the next call, or try, on."""
         self._timeout = timeout
         self._call_for = timeout.call
-        before, self._caller = self._caller, self._names_caller if policy.breaker.min_callers > 1 else None
-        self._circuit_of = self._own_circuit if self._circuit_by is not None or self._caller is not None else None
-        if before is None and self._caller is not None:
+        before, self._cold.caller = (
+            self._cold.caller,
+            self._cold.namer_of_callers if policy.breaker.min_callers > 1 else None,
+        )
+        self._circuit_of = (
+            self._own_circuit if self._cold.circuit_by is not None or self._cold.caller is not None else None
+        )
+        if before is None and self._cold.caller is not None:
             self._take_no_word_of_calls_under_way()
         evidence = policy.breaker.evidence_after
         self._evidence_after = min(0.5, timeout.attempt / 2) if evidence is None else evidence
@@ -729,7 +715,7 @@ class Operation(Generic[P, T]):
 
     def swap_sender(self, send: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
         """Put something else between it and the world, for tests; gives what stood there."""
-        before, self._sender = self._sender, send
+        before, self._cold.sender = self._cold.sender, send
         self._send = send if self._classify is None else classified(send, self._classify)
         return before
 

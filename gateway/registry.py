@@ -5,7 +5,17 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-from asyncio import AbstractEventLoop, Event, Future, Task, current_task, get_running_loop, sleep, timeout
+from asyncio import (
+    AbstractEventLoop,
+    Event,
+    Future,
+    Task,
+    _get_running_loop,
+    current_task,
+    get_running_loop,
+    sleep,
+    timeout,
+)
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,9 +32,10 @@ from gateway import events
 from gateway.background import Background
 from gateway.blocking import EXIT, Visit, refuse_on_a_loop
 from gateway.bulkhead import Bulkhead
+from gateway.config import hangup
 from gateway.config.document import key_of
 from gateway.config.policies import ROOT, UNSHOWN, Policies, alike, told
-from gateway.config.watch import PolicyFile, Watch
+from gateway.config.watch import PolicyFile, Watch, located
 from gateway.context import AMBIENT, clock_of
 from gateway.outcome import ConfigError, ConfigErrors, GatewayClosed, UnknownName, WrongLoop
 from gateway.policy import HttpPolicy, Policy
@@ -37,6 +48,7 @@ if TYPE_CHECKING:
     from gateway.http.client import HttpUpstream
 
 U = TypeVar("U", bound=Upstream)
+T = TypeVar("T")
 L = TypeVar("L", bound=Callable[[Any], object])
 USUAL = Policy()
 """The policy of who gives none."""
@@ -71,6 +83,7 @@ class Gateway:
         self._closing: Event | None = None
         self._file: PolicyFile | None = None
         self._watch: Watch | None = None
+        self._hidden: Mapping[str, frozenset[str]] = {}  # which of its knobs were the environment's
         self._in_file: Mapping[str, Policy] = {}  # what the file said when it was last read well
         self._in_code: dict[str, Policy] = {}  # what code said, by the names it has asked for
         self._opening = Lock()  # first uses in several threads
@@ -88,27 +101,37 @@ class Gateway:
             limit = 20
 
         While it is open, the file is read again as by `reload()` when it changes (looked at every `check_every`
-        seconds, never if that is inf; two looks must agree, so that nothing half-written counts), and on SIGHUP, where
-        nobody else handles that. If that fails, the log says why, and the policies stay as they are. On a virtual loop
-        only SIGHUP counts. Raises ConfigError with all that is wrong with the file.
+        seconds, never if that is inf; two looks must agree, so that nothing half-written counts), and on SIGHUP. That
+        is heard from now on until it is closed, if this is the main thread and nobody else handles it; while it is not
+        open, the file is read again when it opens. If that fails, the log says why, and the policies stay as they are.
+        On a virtual loop only SIGHUP counts. Raises ConfigError with all that is wrong with the file.
         """
         gate = cls()
         gate._file = PolicyFile(path)
         gate._watch = Watch(gate._file, gate.reload, check_every=check_every, on_hangup=on_hangup)
-        gate.reload()
+        try:
+            gate.reload()
+        except ConfigError as error:
+            error.add_note("\n".join(located(error, name=gate._file.name)))
+            raise
+        gate._watch.listen()
         return gate
 
     def reload(self) -> tuple[str, ...]:
         """Read the policy file again, and go by it: all of it, or nothing. Gives the names of upstreams that changed.
 
         What the file says holds, also where `tune` had changed it. Circuits, counters, waiters and remembered answers
-        survive. New upstreams are registered; one that has left the file goes by what code gave it. Call it where the
-        gateway lives: on the thread of its loop. Raises ConfigError, also without a file, and for limits that
-        contradict those of an operation.
+        survive. New upstreams are registered; one that has left the file goes by what code gave it. From any thread:
+        where the loop of the gateway runs in another one, it is done there, and this thread waits. Raises ConfigError,
+        also without a file, and for limits that contradict those of an operation; WrongLoop in a thread that runs
+        another loop.
         """
         if self._file is None:
             raise ConfigError("policy file", "this gateway was not made from one", "use Gateway.from_file(path)")
-        read = self._file.read()
+        return self.on_its_loop(partial(self._reload, self._file))
+
+    def _reload(self, file: PolicyFile) -> tuple[str, ...]:
+        read = file.read()
         names = dict.fromkeys([*self._in_file, *read.policies])
         wanted = {name: read.policies.get(name, self._in_code.get(name, USUAL)) for name in names}
         wanted = {
@@ -118,7 +141,7 @@ class Gateway:
         }
         self._check(wanted, read)
         self._apply(wanted, read)
-        self._in_file = read.policies
+        self._in_file, self._hidden = read.policies, read.hidden
         return tuple(wanted)
 
     def _check(self, wanted: Mapping[str, Policy], read: Policies) -> None:
@@ -131,7 +154,7 @@ class Gateway:
                 except ConfigError as error:
                     hidden = bool(read.hidden.get(name))
                     problem, remedy = UNSHOWN if hidden else (error.problem, error.remedy)
-                    field = f"{key_of((ROOT, name))}.{error.field}"
+                    field = f"{key_of((ROOT, name))}.{error.field.removeprefix(f'{name}.')}"
                     errors.append(ConfigError(field, f"with the limits of an operation, {problem}", remedy))
         if errors:
             raise ConfigErrors.together(errors)
@@ -155,7 +178,8 @@ class Gateway:
             raise
         for name, policy in wanted.items():
             if name in before:
-                log.info("%s: %s", name, told(before[name], policy, hidden=read.hidden.get(name, frozenset())))
+                hidden = self._hidden.get(name, frozenset()) | read.hidden.get(name, frozenset())
+                log.info("%s: %s", name, told(before[name], policy, hidden=hidden))
 
     # -- upstreams
 
@@ -261,8 +285,7 @@ class Gateway:
     async def open(self) -> None:
         """Open on the running loop; nothing happens if it is open there already. Raises WrongLoop."""
         await self._being_closed()
-        self._closed = False
-        self._open_here()
+        self._open_here(again=True)
 
     async def close(self, *, drain_for: float = 5.0, join_for: float = 5.0) -> tuple[str, ...]:
         """Refuse new calls, let those in flight finish for `drain_for` seconds, then cancel them.
@@ -272,17 +295,18 @@ class Gateway:
         """
         if await self._being_closed():
             return ()
-        self._closed = True
-        if self._loop is None or self._loop.is_closed():
-            self._stop_watching()
-            self._loop = None
+        with self._opening:
+            was_open = self._is_open()
+            if not was_open:
+                self._let_go()
+            elif self._loop is not get_running_loop():
+                raise self._wrong_loop()
+            else:
+                self._closed = True
+                self._closing = closing = Event()
+        if not was_open:
             await self._disconnect(join_for)
             return ()
-        if self._loop is not get_running_loop():
-            self._closed = False
-            raise self._wrong_loop()
-        self._stop_watching()
-        self._closing = closing = Event()
         for upstream in self:
             upstream.refuse()
         here = current_task()  # a call that closes its own gateway does not wait for itself
@@ -295,9 +319,11 @@ class Gateway:
                 await self._disconnect(join_for)
                 stuck = await self._join_threads(join_for)
             finally:
-                if self._closing is closing:  # else this loop died meanwhile, and it is open on another
-                    self._loop = self._closing = None
-                    self._stop_background()
+                with self._opening:
+                    if self._closing is closing:  # else this loop died meanwhile, and it is open on another
+                        for upstream in self:
+                            upstream.dismiss()  # whatever cut this short: their threads end
+                        self._let_go()
                 closing.set()
         return stuck
 
@@ -313,12 +339,18 @@ class Gateway:
     def open_blocking(self) -> None:
         """Open on a loop in a background thread; nothing happens if it is open there already. Raises WrongLoop."""
         refuse_on_a_loop("open_blocking()", "use `await gate.open()`")
-        if self._is_open() and not self._is_in_background():
-            raise self._wrong_loop()
-        if self._closing is not None and self._background is not None:
-            self._background.join(inf)
-        self._closed = False
-        self._open_in_background()
+        with self._opening:
+            if self._is_open() and not self._is_in_background():
+                raise self._wrong_loop()
+            closing = None if self._closing is None else self._background
+        if closing is not None:
+            closing.join(inf)
+        self._open_in_background(again=True)
+        with self._opening:
+            if self._is_open() and not self._is_in_background():  # another thread's loop was first
+                raise self._wrong_loop()
+            if self._is_open() and self._watch is not None:  # the thread of the loop hears no signals
+                self._watch.listen()
 
     def close_blocking(self, *, drain_for: float = 5.0, join_for: float = 5.0) -> tuple[str, ...]:
         """As `close()`, for a gateway that is open in the background; the thread of its loop is joined, too.
@@ -326,13 +358,13 @@ class Gateway:
         Raises WrongLoop if it is open on another loop: close it there.
         """
         refuse_on_a_loop("close_blocking()", "use `await gate.close()`")
-        loop, background = self._loop, self._background
-        if loop is None or loop.is_closed():
-            self._stop_watching()
-            self._closed, self._loop = True, None
-            return ()
-        if background is None or not self._is_in_background():
-            raise self._wrong_loop()
+        with self._opening:  # look and write in one: another thread may open it meanwhile
+            loop, background = self._loop, self._background
+            if loop is None or loop.is_closed():
+                self._let_go()
+                return ()
+            if background is None or background.loop is not loop:
+                raise self._wrong_loop()
         close = partial(self.close, drain_for=drain_for, join_for=join_for)
         try:
             stuck = Visit(loop, close).wait(drain_for + 3 * join_for + 1.0)  # calls, memories and threads: each as long
@@ -340,9 +372,10 @@ class Gateway:
             stuck = ()
         except TimeoutError:  # a function holds the loop up: leave it alone with that
             stuck = ()
-            self._stop_watching()
-            self._closed, self._loop, self._closing = True, None, None
-            self._stop_background()
+            with self._opening:
+                if self._loop is loop:
+                    self._let_go()
+        hangup.give_back()  # the thread of the loop cannot
         return stuck + background.join(join_for)
 
     def __enter__(self) -> Self:
@@ -374,6 +407,25 @@ class Gateway:
             loop = self._loop
         return loop
 
+    def on_its_loop(self, act: Callable[[], T]) -> T:
+        """Do it on the thread of the loop it is open on; right here if there is none, or it does not run.
+
+        Raises what it raises; WrongLoop in a thread that runs another loop, and then it is not done.
+        """
+
+        async def done() -> T:
+            return act()
+
+        while (loop := self._loop) is not None and loop.is_running():
+            running = _get_running_loop()
+            if running is loop:
+                break
+            if running is not None:
+                raise self._wrong_loop()
+            with suppress(GatewayClosed):  # the loop went away, and nothing has begun: look again
+                return Visit(loop, done).wait()
+        return act()
+
     def workers(self, name: str, bulkhead: Bulkhead, loop: AbstractEventLoop) -> Workers:
         """Threads for an upstream."""
         return ThreadPool(name, bulkhead, loop)
@@ -386,13 +438,19 @@ class Gateway:
         await closing.wait()
         return True
 
-    def _open_here(self) -> None:
+    def _open_here(self, *, again: bool = False) -> None:
+        """Open on the running loop; after `close()` only if it is said that it shall be open again."""
         loop = get_running_loop()
-        if self._loop is loop:
+        if self._loop is loop and not self._closed:
             return
-        with self._opening:  # of two loops in two threads, one is first
-            if self._is_open():
+        with self._opening:  # of two loops in two threads, one is first; and who closes it closes all or nothing
+            if self._is_open() and self._loop is not loop:
                 raise self._wrong_loop()
+            if self._closed and not again:
+                raise closed_to("", "")
+            self._closed = False
+            if self._loop is loop:
+                return
             self._loop, self._closing = loop, None
             clock = clock_of(loop)
             for upstream in self:
@@ -406,11 +464,14 @@ class Gateway:
     def _is_in_background(self) -> bool:
         return self._background is not None and self._background.loop is self._loop
 
-    def _open_in_background(self) -> None:
+    def _open_in_background(self, *, again: bool = False) -> None:
         """Start a loop in a thread, once however many ask for it, and wait until it is open."""
         with self._opening:
+            if again and self._closing is None:
+                self._closed = False
             background = self._background
-            if background is None or background.ended or background.error is not None:
+            if background is None or background.error is not None or (background.ready and not self._is_open()):
+                self._stop_background()
                 background = Background(self._open_unless_closed)
                 background.start()
                 self._background = background
@@ -420,9 +481,13 @@ class Gateway:
             raise RuntimeError("the gateway could not be opened in the background") from background.error
 
     async def _open_unless_closed(self) -> None:
-        if self._closed:
-            raise closed_to("", "")
         self._open_here()
+
+    def _let_go(self) -> None:
+        """Be closed, and open on no loop. The caller holds the lock."""
+        self._stop_watching()
+        self._closed, self._loop, self._closing = True, None, None
+        self._stop_background()
 
     def _stop_background(self) -> None:
         background, self._background = self._background, None
@@ -442,6 +507,8 @@ class Gateway:
         self._of_the_parent = (self._of_the_parent, self._loop, self._background, calls)
         self._opening = Lock()
         self._loop = self._closing = self._background = None
+        if self._watch is not None:
+            self._watch.forget()
         for upstream in self:
             upstream.refuse()
 

@@ -77,6 +77,10 @@ class Owner(Protocol):
         """The loop it is open on, in another thread; starts one in the background if there is none."""
         ...
 
+    def on_its_loop(self, act: Callable[[], T]) -> T:
+        """Do it on the thread of the loop it is open on; right here if there is none."""
+        ...
+
     def workers(self, name: str, bulkhead: Bulkhead, loop: AbstractEventLoop) -> Workers:
         """Hire workers."""
         ...
@@ -305,11 +309,18 @@ class Upstream:
 
     @property
     def policy(self) -> Policy:
-        """Its rules. Assign others: circuit, counters, waiters and calls in flight survive. Never half applied."""
+        """Its rules. Assign others: circuit, counters, waiters and calls in flight survive. Never half applied.
+
+        From any thread, as `tune`, `isolate` and `restore`: where the loop of the gateway runs in another one, it is
+        done there, and this thread waits. WrongLoop in a thread that runs another loop; then nothing has changed.
+        """
         return self._policy
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
+        self.gateway.on_its_loop(partial(self._go_by, policy))
+
+    def _go_by(self, policy: Policy) -> None:
         timeouts = self.check(policy)
         self._policy = policy
         for operation, timeout in timeouts.items():
@@ -332,11 +343,11 @@ class Upstream:
 
     def tune(self, **sections: Any) -> None:
         """Replace sections of the policy: `tune(bulkhead=BulkheadPolicy(limit=40), fallback_timeout=0.2)`."""
-        self.policy = self._policy.tuned(**sections)
+        self.gateway.on_its_loop(lambda: self._go_by(self._policy.tuned(**sections)))
 
     def tune_fields(self, changes: Mapping[str, object]) -> None:
         """Change single knobs, all or none: `tune_fields({"bulkhead.limit": 40})`."""
-        self.policy = self._policy.tuned_fields(dict(changes))
+        self.gateway.on_its_loop(lambda: self._go_by(self._policy.tuned_fields(dict(changes))))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -356,6 +367,9 @@ class Upstream:
 
         With a key, as of `circuit()`: its calls, and no others. Without one, or with None: all, whatever their key.
         """
+        self.gateway.on_its_loop(partial(self._isolate, key))
+
+    def _isolate(self, key: Hashable) -> None:
         if key is not None:
             self.circuit(key).isolate()
         else:
@@ -367,6 +381,9 @@ class Upstream:
 
         While all are isolated, a key lets in the calls of that key alone. None: all of them.
         """
+        self.gateway.on_its_loop(partial(self._restore, key))
+
+    def _restore(self, key: Hashable) -> None:
         if key is None:
             self.breaker.restore()
             self.circuits.restore()

@@ -48,7 +48,7 @@ class Document:
 
     def lines(self) -> dict[Path, int]:
         """The line where each key first stands, as far as it can be told."""
-        return dict(reversed(list(lines_of(self.text))))
+        return dict(reversed(list(lines_of(self.text.replace("\r\n", "\n")))))
 
 
 def content_of(path: str | os.PathLike[str]) -> bytes:

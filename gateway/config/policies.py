@@ -211,13 +211,32 @@ def alike(one: Policy, other: Policy) -> bool:
 
 
 def told(before: Policy, after: Policy, *, hidden: frozenset[str]) -> str:
-    """What is different, as a log line says it; not the values that the environment gave."""
-    changes = differences(before, after)
+    """What is different, as a log line says it; not the values that the environment gives or gave, nor what follows."""
+    old, new = settings(before), settings(after)
     values = (
-        f"{knob} {'(from the environment)' if knob in hidden else f'{old} -> {new}'}"
-        for knob, (old, new) in changes.items()
+        f"{knob} {_told(knob, old.get(knob), new.get(knob), hidden=hidden)}"
+        for knob in differences(before, after)
+        if knob not in tables()  # its knobs are told
     )
     return ", ".join(values) or "the same values, otherwise given"
+
+
+def _told(knob: str, old: object, new: object, *, hidden: frozenset[str]) -> str:
+    if knob in hidden:
+        return "(from the environment)"
+    if hidden and not (given(old) and given(new)):
+        return "(it follows; some values are the environment's)"
+    return f"{_in_words(old)} -> {_in_words(new)}"
+
+
+def _in_words(value: object) -> str:
+    """A value for the log: a wait strategy as files write it."""
+    if value is None or not callable(value):
+        return str(value)
+    try:
+        return written_value(value, ())
+    except ConfigError:
+        return shown(value)
 
 
 # -- writing

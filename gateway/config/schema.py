@@ -47,7 +47,7 @@ def _table(where: str, kind: type[Any]) -> Schema:
         table = _table(path, tables()[path])
         known = knobs().get(path)
         if known is not None and known.none:
-            table = {"anyOf": [table, {"const": "none"}], "description": known.reason}
+            table = {"anyOf": [table, {"const": "none"}, _ENVIRONMENT], "description": known.reason}
         properties[path.rpartition(".")[2]] = table
     description = " ".join((kind.__doc__ or "").split())
     return {"type": "object", "description": description, "additionalProperties": False, "properties": properties}
@@ -65,6 +65,8 @@ def _knob(knob: Knob) -> Schema:
         kinds = [{"enum": list(cast("tuple[str, ...]", knob.takes))}, _ENVIRONMENT]
     if knob.none:
         kinds.append({"const": "none"})
+        if knob.takes == "wait":
+            kinds.append(_ENVIRONMENT)  # it may say "none"
     found = {"anyOf": kinds, "default": _default(knob)}
     return found | ({"description": knob.reason} if knob.reason else {})
 

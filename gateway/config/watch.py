@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Callable
 from contextlib import suppress
 from math import isinf
 from pathlib import Path
-from threading import current_thread, main_thread
 from time import monotonic, time_ns
 
+from gateway.config import hangup
 from gateway.config.document import content_of, document_of, shown_path
 from gateway.config.policies import Policies, policies_in
 from gateway.context import clock_of
@@ -29,7 +28,7 @@ class PolicyFile:
     """A file of policies, and what was last seen of it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path
+        self.path = _from_the_root(path)  # a later chdir changes nothing
         self.name = shown_path(path)
         self.content: bytes | None = None
         self.seen: Signature | None = None
@@ -59,6 +58,13 @@ class PolicyFile:
         if same:
             self.seen = seen
         return same
+
+
+def _from_the_root(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    try:
+        return os.path.abspath(path)  # noqa: PTH100 - a Path's `resolve` would follow links, which may be changed
+    except (OSError, TypeError, ValueError):  # what is no path is told of when it is read
+        return path
 
 
 def racy(found: Signature | None) -> bool:
@@ -96,7 +102,7 @@ class Watch:
         self._on_hangup = on_hangup
         self._loop: AbstractEventLoop | None = None
         self._timer: TimerHandle | None = None
-        self._hangup: object = None  # the handler of SIGHUP while it is ours
+        self._hangup = False  # one came, and the file has not been read since
         self._changing: Signature | None = None
         self._looked_twice = False
         self._told: tuple[bytes | None, str] | None = None
@@ -106,37 +112,40 @@ class Watch:
 
         On a virtual loop only hangups count: its clock would jump from one look to the next, and never stand still.
         """
-        self.stop()
+        self._look_no_more()
         self._loop = loop
-        if self._on_hangup:
-            self._listen(loop)
+        self.listen()
         if clock_of(loop) is monotonic:
             self._look_later(loop)
+        if self._hangup:  # while there was no loop
+            self._hung_up()
+
+    def listen(self) -> None:
+        """Hear hangups from now on, where that can be: in the main thread, if nobody else handles them."""
+        if self._on_hangup:
+            hangup.listen(self.hung_up)
 
     def stop(self) -> None:
-        """Look no more; nothing of it is left."""
+        """Look and listen no more; nothing of it is left. From any thread."""
+        self._look_no_more()
+        hangup.stop_listening(self.hung_up)
+
+    def forget(self) -> None:
+        """In a child, after a fork: there is no loop. What belongs to the parent's is not touched."""
+        self._loop = self._timer = None
+
+    def _look_no_more(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._hangup is not None and self._loop is not None:
-            there = signal.getsignal(signal.SIGHUP)
-            if not self._loop.is_closed():
-                self._loop.remove_signal_handler(signal.SIGHUP)
-                if there is not self._hangup:  # somebody else's by now
-                    signal.signal(signal.SIGHUP, there)
-            elif there is self._hangup:  # uvloop closes without giving it back
-                with suppress(ValueError):  # not in the main thread
-                    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        self._loop = self._timer = self._hangup = None
+        self._loop = self._timer = None
 
-    def _listen(self, loop: AbstractEventLoop) -> None:
-        hangup = getattr(signal, "SIGHUP", None)
-        if hangup is None or current_thread() is not main_thread() or signal.getsignal(hangup) is not signal.SIG_DFL:
-            return
-        try:
-            loop.add_signal_handler(hangup, self._hung_up)
-        except (NotImplementedError, RuntimeError, ValueError):  # a loop that knows no signals
-            return
-        self._hangup = signal.getsignal(hangup)
+    def hung_up(self) -> None:
+        """A hangup came: read the file again on the loop, or when there is one. Called in the midst of anything."""
+        self._hangup = True  # first: whoever starts it now in another thread sees that, or is seen here
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):  # it was closed under the watch
+                loop.call_soon_threadsafe(self._hung_up)
 
     def _look_later(self, loop: AbstractEventLoop) -> None:
         if not isinf(self._check_every):
@@ -159,6 +168,7 @@ class Watch:
                 self._look_later(loop)
 
     def _hung_up(self) -> None:
+        self._hangup = False
         self._try(changed=False)
 
     def _try(self, *, changed: bool) -> None:

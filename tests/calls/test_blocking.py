@@ -26,6 +26,8 @@ import pytest
 from gateway import (
     BulkheadFull,
     BulkheadPolicy,
+    CircuitOpen,
+    ConfigError,
     Deadline,
     DeadlineExceeded,
     Failed,
@@ -474,6 +476,28 @@ def test_who_opens_while_another_closes_waits_for_that(gate: Gateway) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_close_that_is_cut_short_still_dismisses_the_threads() -> None:
+    gate = Gateway()
+    plain = gate.upstream("plain", policy=QUIET).operation(idempotent=True)(threading.current_thread)
+    sleep = sleeping(gate)
+    thread = await plain()
+    call = asyncio.create_task(sleep(0.05))
+    await asyncio.sleep(0)
+
+    closing = asyncio.create_task(gate.close())
+    await asyncio.sleep(0.005)
+    closing.cancel()
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(CancelledError):
+        await closing
+
+    await until(lambda: not thread.is_alive())
+    await asyncio.wait([call])
+    assert await gate.close() == ()
+
+
+@pytest.mark.asyncio
 async def test_on_the_loop_itself_it_is_an_error_with_a_remedy_and_nothing_is_counted() -> None:
     gate = Gateway()
     operation = sleeping(gate)
@@ -822,6 +846,164 @@ def test_who_closes_while_another_thread_opens_it_wins(gate: Gateway) -> None:
     wait_until(lambda: not loops_in_background())
 
 
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("change", ["tune", "tune_fields", "policy", "isolate", "restore"])
+def test_what_a_thread_tunes_or_isolates_reaches_who_waits_at_once(gate: Gateway, change: str, debug: bool) -> None:
+    up = gate.upstream("pool", policy=pool(1, queue=5))
+    end = threading.Event()
+
+    @up.operation(idempotent=True)
+    async def ask(seconds: float) -> float:
+        while seconds and not end.is_set():
+            await asyncio.sleep(0.001)
+        return seconds
+
+    gate.open_blocking()
+    assert gate._loop is not None
+    gate._loop.set_debug(debug)
+    holder = in_thread(ask.call_blocking, 1.0)
+    wait_until(lambda: up.snapshot().bulkhead.in_use)
+    waiter = in_thread(ask.call_blocking, 0.0)
+    wait_until(lambda: up.snapshot().bulkhead.waiting)
+
+    if change == "tune":
+        up.tune(bulkhead=BulkheadPolicy(limit=2))
+    elif change == "tune_fields":
+        up.tune_fields({"bulkhead.limit": 2})
+    elif change == "policy":
+        up.policy = pool(2, queue=5)
+    else:
+        up.isolate()
+    if change == "restore":
+        up.restore()
+
+    if change in {"isolate", "restore"}:
+        assert type(waiter.exception(0.5)) is CircuitOpen
+    else:
+        assert waiter.result(0.5) == 0.0
+    end.set()
+    assert holder.result(5) == 1.0
+    up.restore()
+
+
+def test_what_a_thread_tunes_wrongly_is_its_error_and_changes_nothing(gate: Gateway) -> None:
+    up = gate.upstream("pool", policy=pool(1))
+    gate.open_blocking()
+
+    with pytest.raises(ConfigError) as caught:
+        up.tune_fields({"bulkhead.limit": 0})
+
+    assert caught.value.field == "bulkhead.limit"
+    assert up.policy == pool(1)
+
+
+def test_on_another_loop_tuning_is_an_error_and_changes_nothing(gate: Gateway) -> None:
+    up = gate.upstream("pool", policy=pool(1))
+    gate.open_blocking()
+    acts: list[Callable[[], object]] = [
+        up.isolate,
+        up.restore,
+        lambda: up.tune_fields({"bulkhead.limit": 2}),
+        lambda: up.tune(bulkhead=BulkheadPolicy(limit=2)),
+    ]
+
+    async def use() -> None:
+        for act in acts:
+            with pytest.raises(WrongLoop):
+                act()
+
+    asyncio.run(use())
+    assert up.policy == pool(1)
+    assert up.snapshot().breaker.state == "closed"
+
+
+def test_on_a_loop_that_ends_meanwhile_it_is_done_right_here(gate: Gateway) -> None:
+    up = gate.upstream("pool", policy=pool(1))
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(gate.open())
+    entered, go_on = threading.Event(), threading.Event()
+
+    async def hold_up() -> None:
+        entered.set()
+        loop.stop()
+        go_on.wait(5)
+
+    task = loop.create_task(hold_up())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    entered.wait(5)
+    tuned = in_thread(up.tune_fields, {"bulkhead.limit": 2})
+    time.sleep(0.02)
+    go_on.set()
+    thread.join(5)
+
+    tuned.result(5)
+
+    assert up.policy.bulkhead.limit == 2
+    assert task.done()
+    loop.run_until_complete(gate.close())
+    loop.close()
+
+
+def test_who_opens_in_the_moment_another_closes_what_is_not_open_is_not_lost(gate: Gateway) -> None:
+    operation = sleeping(gate)
+    opened: list[Future[Any]] = []
+
+    class Between:
+        """In the place of a watch: told to stop between look and write."""
+
+        def stop(self) -> None:
+            if not opened:
+                opened.append(in_thread(gate.open_blocking))
+                time.sleep(0.02)  # enough for a gateway that nothing guards
+
+        def start(self, _: object) -> None: ...
+
+        def listen(self) -> None: ...
+
+    gate._watch = Between()  # type: ignore[assignment]
+
+    gate.close_blocking()
+    opened[0].result(5)
+
+    assert gate._is_open()
+    assert in_thread(operation.call_blocking, 0.0).result(5) == 0.0
+
+
+@pytest.mark.asyncio
+async def test_who_opens_in_the_moment_a_loop_closes_what_is_not_open_is_not_lost() -> None:
+    gate = Gateway()
+    operation = sleeping(gate)
+    opened: list[Future[Any]] = []
+
+    class Between:
+        def stop(self) -> None:
+            if not opened:
+                opened.append(in_thread(gate.open_blocking))
+                time.sleep(0.02)
+
+        def start(self, _: object) -> None: ...
+
+        def listen(self) -> None: ...
+
+    gate._watch = Between()  # type: ignore[assignment]
+
+    await gate.close()
+    await asyncio.to_thread(opened[0].result, 5)
+
+    assert await asyncio.to_thread(operation.call_blocking, 0.0) == 0.0
+    assert await asyncio.to_thread(gate.close_blocking) == ()
+
+
+def test_a_loop_in_the_background_that_the_gateway_is_not_open_on_is_replaced(gate: Gateway) -> None:
+    operation = sleeping(gate)
+    gate.open_blocking()
+    gate._loop = None
+
+    assert in_thread(operation.call_blocking, 0.0).result(5) == 0.0
+    wait_until(lambda: len(loops_in_background()) == 1)
+
+
 # -- virtual time
 
 
@@ -1055,6 +1237,7 @@ def test_at_the_end_of_the_program_calls_in_flight_end_in_order() -> None:
 
 def test_an_interrupt_cancels_the_call_and_is_raised() -> None:
     program = script("""
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
         cancelled = []
 
         @up.operation(idempotent=True)

@@ -9,9 +9,10 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from gateway import (
     TimeoutPolicy,
     Upstream,
 )
+from gateway.config import hangup
 from gateway.testing import VirtualTimeLoop
 from tests.edges.running import GATEWAY, PATIENCE
 from tests.support import assert_all_gone, steps
@@ -48,6 +50,16 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "policies.toml"
     path.write_text(limit_of(7))
     return path
+
+
+@pytest.fixture(autouse=True)
+def nobody_listens() -> Iterator[None]:
+    """Gateways that a test leaves open hear no hangups of the next one; who runs the tests may have said nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    hangup.EARS.clear()
+    hangup.give_back()
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(autouse=True)
@@ -512,7 +524,11 @@ def test_a_loop_that_is_closed_under_it_leaves_nothing_and_another_one_works(
         loop = make()
         loop.run_until_complete(use(limit))
         loop.close()
-        assert not handles_hangup() or make is uvloop.new_event_loop  # which gives it back to the next one only
+        file.write_text(limit_of(limit + 2))
+        hang_up()  # between two loops it is kept for the next one
+    asyncio.run(gate.open())
+
+    assert gate["ratings"].policy.bulkhead.limit == 32
     asyncio.run(gate.close())
     assert not handles_hangup()
 
@@ -564,6 +580,201 @@ def test_in_another_thread_it_does_without_hangups(file: Path) -> None:
     thread.join()
 
     assert seen == [False, True]
+
+
+def test_a_hangup_before_it_is_open_is_kept_until_it_is(file: Path) -> None:
+    gate = Gateway.from_file(file, check_every=inf)
+    file.write_text(limit_of(9))
+
+    hang_up()
+    asyncio.run(gate.open())
+
+    assert gate["ratings"].policy.bulkhead.limit == 9
+    asyncio.run(gate.close())
+    assert not handles_hangup()
+
+
+def test_a_program_without_a_loop_hears_hangups_until_it_is_closed_and_when_it_is_open_again(file: Path) -> None:
+    gate = Gateway.from_file(file, check_every=inf)
+
+    for limit in (9, 10):
+        with gate:
+            file.write_text(limit_of(limit))
+            hang_up()
+            given_up_at = time.monotonic() + PATIENCE
+            while gate["ratings"].policy.bulkhead.limit != limit:
+                assert time.monotonic() < given_up_at
+                time.sleep(0.001)
+        assert not handles_hangup()
+
+
+@pytest.mark.asyncio
+async def test_hangups_are_heard_while_it_drains_and_by_every_gateway(file: Path) -> None:
+    gates = [Gateway.from_file(file, check_every=inf) for _ in range(2)]
+
+    @gates[0]["ratings"].operation(idempotent=True)
+    async def slow() -> None:
+        file.write_text(limit_of(9))
+        await asyncio.sleep(0.03)
+        hang_up()
+        await until(lambda: all(gate["ratings"].policy.bulkhead.limit == 9 for gate in gates))
+
+    await gates[1].open()
+    call = asyncio.create_task(slow())
+    await steps(5)
+    await gates[0].close()
+
+    await call
+    assert handles_hangup()
+    await gates[1].close()
+    assert not handles_hangup()
+
+
+def test_a_program_without_a_loop_reloads_from_its_threads(file: Path) -> None:
+    file.write_text(limit_of(1))
+    gate = Gateway.from_file(file, check_every=inf)
+    done_on: list[threading.Thread] = []
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            done_on.append(threading.current_thread())
+
+    with gate:
+        log = logging.getLogger("gateway")
+        log.addHandler(told := Told())
+        file.write_text(limit_of(20))
+        names = gate.reload()
+        log.removeHandler(told)
+        file.write_text("[[")
+        error_of(gate.reload)
+
+    assert (names, gate["ratings"].policy.bulkhead.limit) == (("ratings",), 20)
+    assert {thread.name for thread in done_on} == {"gateway: loop"}
+
+
+def test_the_log_hides_what_the_environment_said_before_and_what_follows_from_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch, logged: Callable[[int], list[str]]
+) -> None:
+    monkeypatch.setenv("SECRET", "7.77")
+    plain = "[upstreams.ratings.timeout]\ncall = {}\n"
+    file.write_text(plain.format(3))
+    gate = Gateway.from_file(file)
+
+    for value in ('"${SECRET}"', "2"):
+        file.write_text(plain.format(value))
+        gate.reload()
+    file.write_text("[upstreams.other]\n")
+    gate.reload()
+
+    assert "timeout.call (from the environment)" in logged(logging.INFO)[0]
+    assert not [line for line in logged(logging.INFO) if "7.77" in line]
+
+
+def test_the_log_tells_budgets_and_waits_in_the_words_of_files(file: Path, logged: Callable[[int], list[str]]) -> None:
+    gate = Gateway.from_file(file)
+
+    file.write_text(limit_of(7) + '[upstreams.ratings.retry]\nwait = { fixed = "1s" }\n')
+    gate.reload()
+    file.write_text(limit_of(7) + '[upstreams.ratings.retry]\nwait = { fixed = "1s" }\nbudget = { ratio = 0.5 }\n')
+    gate.reload()
+
+    waits, budget = logged(logging.INFO)
+    assert "{ fixed = 1.0 }" in waits
+    assert " at 0x" not in waits
+    assert "retry.budget None" not in budget
+
+
+def test_a_relative_path_is_that_of_the_start(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(file.parent)
+    gate = Gateway.from_file(file.name)
+    monkeypatch.chdir("/")
+    file.write_text(limit_of(9))
+
+    assert gate.reload() == ("ratings",)
+
+
+def test_a_file_with_windows_lines_gives_the_lines_of_its_mistakes(file: Path) -> None:
+    file.write_bytes(b"[upstreams.ratings.bulkhead]\r\nqueue = 1\r\nlimit = 0\r\n")
+
+    error = refused(file)
+
+    assert error.line == 3
+    assert f"{file}:3: " in error.__notes__[0]
+
+
+def test_an_error_of_an_operation_has_the_name_of_its_upstream_once(file: Path) -> None:
+    gate = Gateway.from_file(file)
+
+    @gate["ratings"].operation
+    async def ask() -> None: ...
+
+    file.write_text("[upstreams.ratings.breaker]\nmin_callers = 2\n")
+
+    assert error_of(gate.reload).field == "upstreams.ratings.ask caller"
+
+
+def test_what_was_closed_in_another_thread_leaves_hangups_as_they_were_by_default(file: Path) -> None:
+    file.write_text(limit_of(20))
+    program = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            (
+                "import os, signal, sys, threading; from gateway import Gateway\n"
+                "gate = Gateway.from_file(sys.argv[1])\n"
+                "os.kill(os.getpid(), signal.SIGHUP)\n"
+                "print('alive', flush=True)\n"
+                "thread = threading.Thread(target=gate.close_blocking)\n"
+                "thread.start(); thread.join()\n"
+                "os.kill(os.getpid(), signal.SIGHUP)\n"
+                "print('not reached')"
+            ),
+            str(file),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert (program.returncode, program.stdout, program.stderr) == (-signal.SIGHUP, "alive\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_from_an_async_app_calls_from_its_threads_and_hears_hangups(file: Path) -> None:
+    file.write_text(limit_of(20))
+    program = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            (
+                "import asyncio, os, signal, sys; from gateway import Gateway\n"
+                "gate = Gateway.from_file(sys.argv[1], check_every=float('inf'))\n"
+                "@gate['ratings'].operation(idempotent=True)\n"
+                "async def pid(): return os.getpid()\n"
+                "def child():\n"
+                "    open(sys.argv[1], 'w').write('[upstreams.ratings.bulkhead]\\nlimit = 21\\n')\n"
+                "    os.kill(os.getpid(), signal.SIGHUP)\n"
+                "    print(pid.call_blocking() == os.getpid(), gate['ratings'].policy.bulkhead.limit, flush=True)\n"
+                "    os._exit(0)\n"
+                "async def main():\n"
+                "    async with gate:\n"
+                "        if not (forked := os.fork()):\n"
+                "            child()\n"
+                "        print(os.waitpid(forked, 0)[1], await pid() == os.getpid())\n"
+                "asyncio.run(main())"
+            ),
+            str(file),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert (program.returncode, program.stdout, program.stderr) == (0, "True 21\n0 True\n", "")
 
 
 @pytest.mark.virtual_time
