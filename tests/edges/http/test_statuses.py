@@ -23,7 +23,7 @@ from gateway import (
 )
 from gateway.http.statuses import retry_after_in
 from tests.edges.http.misbehaving import always, reply, serving
-from tests.support import NEVER_OPENS, counted, ended
+from tests.support import NEVER_OPENS, ONE_TRY, counted, ended
 
 pytestmark = pytest.mark.asyncio
 QUIET = Policy(retry=RetryPolicy(attempts=1, pushback_shared=False), breaker=NEVER_OPENS)
@@ -85,7 +85,7 @@ async def test_a_refusal_has_its_status_and_its_reply_and_opens_nothing(gate: Ga
 @pytest.mark.parametrize("status", [429, 503])
 async def test_a_wish_to_be_left_alone_holds_for_all_calls(gate: Gateway, status: int) -> None:
     async with serving(always(reply(b"", SECONDS, status=status))) as server:
-        up = gate.http("up", server.url)
+        up = gate.http("up", server.url, policy=Policy(retry=ONE_TRY))
         await ended(up.get("/a"))
 
         error = await ended(up.post("/b"))
