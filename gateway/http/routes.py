@@ -23,7 +23,7 @@ from gateway.http.endpoint import Endpoint, Lease
 from gateway.http.endpoints import Endpoints
 from gateway.http.health import Gone, StateName, Verdict
 from gateway.http.request import IDEMPOTENT, BaseUrl, HttpRequest, checked
-from gateway.outcome import ConfigError, Refused, reason_of, waited_for_of
+from gateway.outcome import ConfigError, NotSent, Refused, reason_of, waited_for_of
 from gateway.policy import HttpPolicy
 
 log = logging.getLogger("gateway")
@@ -120,7 +120,8 @@ class Routes:
             lease.end(now, "success", latency)
             return
         lease.end(now, verdict_of(error, lease.lasted(now), evidence_after))
-        if self._has_home(trip.request) and not getattr(error, "not_sent", False):
+        not_sent = isinstance(error, NotSent) or getattr(error, "not_sent", False)
+        if self._has_home(trip.request) and not not_sent:
             trip.stays = trip.tried[-1]
 
     def elsewhere(self, trip: Trip, error: BaseException) -> bool:
