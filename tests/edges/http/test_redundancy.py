@@ -69,10 +69,10 @@ def calls(running: list[Instance]) -> list[int]:
 
 
 async def until(fits: object, *, patience: float = 3.0) -> None:
-    for _ in range(int(patience / 0.01)):
+    for _ in range(int(patience / 0.001)):
         if fits():  # type: ignore[operator]
             return
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.001)
     raise AssertionError("it never came to that")
 
 
@@ -111,20 +111,21 @@ async def test_one_of_three_dies_and_only_posts_on_their_way_to_it_are_unknown(g
         up = gate.http("up", urls(running), policy=LOAD, http=QUICK)
         sick = running[1]
 
-        under_load = asyncio.create_task(load(up, 300, method="POST"))
+        under_load = asyncio.create_task(load(up, 600, method="POST"))
         await until(lambda: sick.calls > 10 and sick.in_flight > 1)
         await sick.die()
         results = await under_load
 
         ended_so = kinds(results)
-        assert ended_so["fine"] + ended_so["Unknown"] == 300
+        assert ended_so["fine"] + ended_so["Unknown"] == 600
         assert 0 < ended_so["Unknown"] <= LOAD.bulkhead.limit
         assert max(Counter(order for one in running for order in one.orders).values()) == 1
 
 
 async def test_one_that_comes_back_is_let_in_by_a_ramp(gate: Gateway) -> None:
+    asked_all_the_same = EndpointsPolicy(eject_for=0.2, ramp_for=0.5, failures_in_a_row=3, failure_cost=0.0)
     async with instances(3) as running:
-        up = gate.http("up", urls(running), policy=LOAD, http=QUICK)
+        up = gate.http("up", urls(running), policy=LOAD, http=HttpPolicy(endpoints=asked_all_the_same))
         sick = running[1]
         await sick.die()
         while_it_is_dead: list[object] = []
