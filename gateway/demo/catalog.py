@@ -8,7 +8,7 @@ Policies and defaults are those of the Hystrix course; in front of the defaults 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -120,11 +120,17 @@ Asked = tuple[Operation[..., Any], Answer[Any]]
 
 
 class Catalog:
-    """The upstreams, what is asked of them, and the pages made of it."""
+    """The upstreams, what is asked of them, and the pages made of it.
 
-    def __init__(self, *, ratings_url: str, info_url: str) -> None:
+    `ratings_url` may be those of several instances. `tell` is told what the page wants of them: `kill ratings-2`.
+    """
+
+    def __init__(
+        self, *, ratings_url: str | Sequence[str], info_url: str, tell: Callable[[str], object] | None = None
+    ) -> None:
         self.gate = Gateway()
-        ratings = self.gate.http("ratings", ratings_url, policy=POLICY, http=HTTP)
+        ratings_urls = (ratings_url,) if isinstance(ratings_url, str) else tuple(ratings_url)
+        ratings = self.gate.http("ratings", ratings_urls, policy=POLICY, http=HTTP)
         info = self.gate.http("info", info_url, policy=INFO_POLICY, http=HTTP)
 
         @ratings.get("/ratingsdata/user/{user_id}", into=UserRatings, fallback=[LastGood(), Static(NOBODY)])
@@ -139,7 +145,7 @@ class Catalog:
         self._draw = self.gate.upstream("posters", policy=POSTERS_POLICY).operation(
             name="draw", idempotent=True, fallback=[Static(BLANK)]
         )(posters.draw)
-        self._page = Page(self.gate, {"ratings": ratings_url, "info": info_url})
+        self._page = Page(self.gate, {"ratings": ratings_urls, "info": (info_url,)}, tell=tell)
         self._user_ratings, self._ratings_or_error, self._movie = user_ratings, ratings_or_error, movie
 
     def create(self) -> web.Application:
@@ -258,8 +264,10 @@ def origin_headers(asked: list[Asked]) -> dict[str, str]:
     return {"X-Answer-Source": ", ".join(sources), "X-Degraded": str(degraded).lower()}
 
 
-def create(*, ratings_url: str, info_url: str) -> web.Application:
+def create(
+    *, ratings_url: str | Sequence[str], info_url: str, tell: Callable[[str], object] | None = None
+) -> web.Application:
     """The service, telling the log what happens to its upstreams."""
-    catalog = Catalog(ratings_url=ratings_url, info_url=info_url)
+    catalog = Catalog(ratings_url=ratings_url, info_url=info_url, tell=tell)
     listen(catalog.gate)
     return catalog.create()
