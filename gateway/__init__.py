@@ -29,7 +29,16 @@ from gateway.outcome import (
     UnknownTimeout,
     WrongLoop,
 )
-from gateway.policy import BreakerPolicy, BudgetPolicy, BulkheadPolicy, HttpPolicy, Policy, RetryPolicy, TimeoutPolicy
+from gateway.policy import (
+    BreakerPolicy,
+    BudgetPolicy,
+    BulkheadPolicy,
+    EndpointsPolicy,
+    HttpPolicy,
+    Policy,
+    RetryPolicy,
+    TimeoutPolicy,
+)
 from gateway.registry import Gateway, GatewaySnapshot
 from gateway.retry import BudgetSnapshot, Retry, RetryBudget
 from gateway.slot import Slot
@@ -56,6 +65,7 @@ __all__ = [
     "Counts",
     "Deadline",
     "DeadlineExceeded",
+    "EndpointsPolicy",
     "Event",
     "Failed",
     "FailedTimeout",

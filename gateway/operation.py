@@ -388,12 +388,12 @@ class Operation(Generic[P, T]):
             if call.failure.retry_after and not isinstance(
                 error, GatewayError
             ):  # another upstream's wish is not this one's
-                self._leave_alone(breaker, now, call.failure.retry_after)
+                self._leave_alone(call, breaker, now, call.failure.retry_after)
             if upstream.listeners.attempt_failed:
                 self._tell_failed(call, now, took)
             raise call.failure from call.failure.__cause__
 
-    def _leave_alone(self, breaker: Circuit, now: float, retry_after: float) -> None:
+    def _leave_alone(self, call: Call, breaker: Circuit, now: float, retry_after: float) -> None:  # noqa: ARG002
         """A wish to slow down holds for all calls of the circuit, not only for the one that was told."""
         policy = self.upstream.retry.policy
         if policy.pushback_shared and retry_after < inf:  # never again: that is said of this call
@@ -465,7 +465,8 @@ class Operation(Generic[P, T]):
         if failure is not error or not (self.idempotent or call.not_sent):
             return None
         left = call.cutoff - upstream.clock()
-        pause = upstream.retry.pause(call.attempts, failure.__cause__ or failure, call.outcome, left)
+        cause, at_once = failure.__cause__ or failure, self._elsewhere(call)
+        pause = upstream.retry.pause(call.attempts, cause, call.outcome, left, at_once=at_once)
         if pause is None:
             return None
         tries = cast("Tries", call.tries)  # there is something to repeat, so they were counted
@@ -477,6 +478,10 @@ class Operation(Generic[P, T]):
             return None
         tries.left -= 1
         return pause
+
+    def _elsewhere(self, call: Call) -> bool:  # noqa: ARG002 - for those that know of several places
+        """Whether the next try of a call that failed would go to another place than those that failed it."""
+        return False
 
     async def _rest(self, call: Call, pause: float) -> None:
         """Sleep before the next try; also for as long as others were told meanwhile to leave the upstream alone."""

@@ -369,6 +369,14 @@ class HttpPolicy:
     """The request header for `idempotency_key=` (IETF draft "The Idempotency-Key HTTP Header Field")."""
     stream_for: float = 300.0
     """How long a `stream` may last in all; it holds its place as long."""
+    endpoints: EndpointsPolicy = field(default_factory=lambda: EndpointsPolicy())  # noqa: PLW0108 - it comes below
+    """How load is shared among several endpoints, and when one of them is left alone for a while."""
+    health_path: str | None = None
+    """A path below each base URL that is asked whether the endpoint is well (2xx); None: calls alone tell."""
+    health_every: float = 5.0
+    """Seconds between two such checks of an endpoint. Two that fail one after the other take it out of rotation."""
+    health_timeout: float = 1.0
+    """How long one check may take in all."""
 
     def __post_init__(self) -> None:
         for name in ("headers", "params", "statuses"):
@@ -388,6 +396,12 @@ class HttpPolicy:
         _not_negative("http.keepalive_margin", self.keepalive_margin)
         _not_negative("http.dns_for", self.dns_for)
         _above_zero("http.stream_for", self.stream_for)
+        _above_zero("http.health_every", self.health_every)
+        _above_zero("http.health_timeout", self.health_timeout)
+        if not isinstance(self.endpoints, EndpointsPolicy):
+            raise ConfigError(
+                "http.endpoints", f"{self.endpoints!r} is no EndpointsPolicy", "give EndpointsPolicy(...)"
+            )
         _claim("http.trust_env", self.trust_env)
         if self.resolve is not None and not callable(self.resolve):
             raise ConfigError("http.resolve", f"{self.resolve!r} is not callable", "give a function of a name")
@@ -556,6 +570,9 @@ class EndpointsPolicy:
     otherwise draw all load. About what a user would wait to be spared one."""
     max_report_age: float = 60.0
     """A check's "down" holds this long: if the checks end, nobody is out for ever. Six checks at the usual 10 s."""
+    share_keys: bool = False
+    """True: what one of them has done under an idempotency key, all of them know. Else requests with a key that only
+    the key makes safe to repeat go to one endpoint for each key, and elsewhere only if they were certainly not sent."""
 
     def __post_init__(self) -> None:
         _count("endpoints.failures_in_a_row", self.failures_in_a_row, or_inf=True)
@@ -578,6 +595,7 @@ class EndpointsPolicy:
         _at_least_a_microsecond("endpoints.decay_for", self.decay_for)
         _finite("endpoints.failure_cost", self.failure_cost, "would be all that counts")
         _at_least_a_microsecond("endpoints.max_report_age", self.max_report_age)
+        _claim("endpoints.share_keys", self.share_keys)
 
 
 def _whole_seconds(name: str, value: object) -> None:

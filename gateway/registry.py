@@ -6,7 +6,7 @@ import atexit
 import logging
 import os
 from asyncio import AbstractEventLoop, Event, Future, Task, current_task, get_running_loop, sleep, timeout
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -172,9 +172,18 @@ class Gateway:
         return upstream
 
     def http(
-        self, name: str, url: str | Sequence[str], *, policy: Policy = USUAL, http: HttpPolicy = HttpPolicy()
+        self,
+        name: str,
+        url: str | Iterable[str | tuple[str, float]],
+        *,
+        policy: Policy = USUAL,
+        http: HttpPolicy = HttpPolicy(),
     ) -> HttpUpstream:
-        """Register an HTTP API by its base URL. Raises ConfigError.
+        """Register an HTTP API by its base URL, or by several that do the same, with weights where they differ in size.
+
+            gate.http("ratings", ["http://a", "http://b", ("http://c", 2.0)])
+
+        Raises ConfigError.
 
         A name that stands in the policy file goes by the policy of the file.
         """

@@ -34,15 +34,20 @@ class Retry:
         self.policy = policy
         self._random = random or Random()  # noqa: S311 - jitter keeps no secrets
 
-    def pause(self, attempts: int, error: BaseException, outcome: Outcome, remaining: float) -> float | None:
+    def pause(
+        self, attempts: int, error: BaseException, outcome: Outcome, remaining: float, *, at_once: bool = False
+    ) -> float | None:
         """Seconds to wait before the next try; None: no further try.
 
         `attempts` counts the tries so far; `remaining` is the time until no answer is wanted. An error's own
         `retry_after` is honoured where it is longer than the wait and fits, and forbids the retry where it does not.
+        `at_once`: the next try goes to another place than the one that failed, and need not wait for anything.
         """
         policy = self.policy
         if outcome is not Outcome.FAILED or attempts >= policy.attempts:
             return None
+        if at_once:
+            return 0.0 if policy.min_try <= remaining + HALF_MICROSECOND else None
         try:
             pause = max(self._wait(attempts, error), 0.0)
         except Exception:

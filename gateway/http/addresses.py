@@ -8,7 +8,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from yarl import URL
 
-from gateway.http.request import PATHS_KEPT, Endpoint
+from gateway.http.request import PATHS_KEPT, BaseUrl
 
 
 @lru_cache(maxsize=PATHS_KEPT)
@@ -29,7 +29,7 @@ def followed(url: URL, location: str | None) -> URL | None:
     return target if same else None
 
 
-def proxy_for(endpoint: Endpoint) -> URL | None:
+def proxy_for(base: BaseUrl) -> URL | None:
     """The proxy that the environment names for a server."""
-    proxy = getproxies().get(endpoint.scheme)
-    return None if proxy is None or proxy_bypass(endpoint.host) else URL(proxy)
+    proxy = getproxies().get(base.scheme)
+    return None if proxy is None or proxy_bypass(base.host) else URL(proxy)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop
-from collections.abc import AsyncIterable, Callable, Sequence
-from functools import cached_property
+from asyncio import AbstractEventLoop, Task, wait
+from collections.abc import AsyncIterable, Callable
+from contextvars import Context
+from functools import cached_property, partial
+from time import monotonic
 from typing import Any, ParamSpec, TypeVar, cast
 
 from gateway.context import Clock, try_here
+from gateway.http.checks import Checks
 from gateway.http.connections import tls_of
 from gateway.http.declared import Declared, DeclaredOperation
+from gateway.http.endpoints import EndpointsSnapshot
 from gateway.http.method import Method
 from gateway.http.reply import HttpReply
-from gateway.http.request import IDEMPOTENT, Data, Endpoint, Headers, HttpRequest, Params, checked, request_of
+from gateway.http.request import IDEMPOTENT, Data, Headers, HttpRequest, Params, confined, request_of
+from gateway.http.routes import Routes, Trip, Urls
 from gateway.http.session import Session
 from gateway.http.statuses import Statuses
 from gateway.http.stream import HttpStream, StreamOperation, stream_name
 from gateway.lane import Timer
 from gateway.operation import Operation
 from gateway.outcome import ConfigError, NotSent, Refused
-from gateway.policy import HttpPolicy, Policy
+from gateway.policy import HttpPolicy, Policy, TimeoutPolicy
 from gateway.upstream import Owner, Upstream, check_declaration
 
 P = ParamSpec("P")
@@ -40,18 +45,17 @@ class HttpUpstream(Upstream):
     It is an `Upstream` in all else, and has `operation`s of any kind.
     """
 
-    def __init__(self, name: str, url: str | Sequence[str], policy: Policy, http: HttpPolicy, owner: Owner) -> None:
+    def __init__(self, name: str, url: Urls, policy: Policy, http: HttpPolicy, owner: Owner) -> None:
         if not isinstance(http, HttpPolicy):
             raise ConfigError(f"{name} http", f"{http!r} is no HttpPolicy", "give HttpPolicy(...)")
-        urls = [url] if isinstance(url, str) else list(url)
-        if len(urls) != 1:
-            raise ConfigError(f"{name} url", f"{len(urls)} base URLs are not one", "give one base URL")
-        checked(http.headers)
+        if http.health_path is not None:
+            confined(http.health_path)
         self.http = http
-        self.endpoint = Endpoint(f"{name} url", urls[0])
+        self.routes = Routes(name, url, http, monotonic)
         self._statuses = Statuses(http.statuses)
         self._tls = tls_of(name, http)
         self._session: Session | None = None
+        self._checks: Task[None] | None = None
         super().__init__(name, policy, owner)
 
     @cached_property
@@ -152,7 +156,7 @@ class HttpUpstream(Upstream):
     def session(self) -> Session:
         """The connections of the loop that is open now."""
         if self._session is None:
-            self._session = Session(self.http, self.endpoint, statuses=self._statuses, tls=self._tls, clock=self.clock)
+            self._session = Session(self.http, statuses=self._statuses, tls=self._tls, clock=self.clock)
         return self._session
 
     def limit_here(self) -> Timer | None:
@@ -165,7 +169,7 @@ class HttpUpstream(Upstream):
     async def send_within(self, request: HttpRequest, limit: Timer) -> HttpReply:
         """Send a request as a part of a try that runs: under its place, its verdict, its limit."""
         try:
-            reply = await self.session().send(request, self._policy.timeout, within=True)
+            reply = await self._send_within(request)
         except (NotSent, Refused):
             raise
         except BaseException as error:
@@ -174,15 +178,50 @@ class HttpUpstream(Upstream):
         self._note(request, limit, sent=True)
         return reply
 
+    async def _send_within(self, request: HttpRequest) -> HttpReply:
+        timeout, only = self._policy.timeout, self.routes.only
+        if only is not None:
+            return await self.session().send(request, timeout, only, within=True)
+        return await self.send_on(Trip(request), timeout, within=True)
+
+    async def send_on(self, trip: Trip, timeout: TimeoutPolicy, *, within: bool = False) -> HttpReply:  # noqa: ASYNC109
+        """The next try of a call, where there are several endpoints to choose from."""
+        send = partial(self.session().send, trip.request, timeout, within=within)
+        evidence = self._policy.breaker.evidence_after
+        return await self.routes.through(trip, send, min(0.5, timeout.attempt / 2) if evidence is None else evidence)
+
+    @property
+    def endpoints(self) -> EndpointsSnapshot:
+        """The endpoints as they are now: their load, latency, health."""
+        return self.routes.endpoints.snapshot()
+
+    def replace_endpoints(self, urls: Urls) -> None:
+        """Go on with other base URLs: calls in flight end where they are, the next try goes by the new list.
+
+        What is in both lists keeps what is known of it; what is new has a ramp. Raises ConfigError, and then nothing
+        has changed.
+        """
+        self.routes.replace(urls)
+
     def bind(self, loop: AbstractEventLoop, clock: Clock) -> None:
         """Live on this loop from now on."""
         super().bind(loop, clock)
+        self.routes.endpoints.clock = clock
+        self._checks = None  # an older one went with its loop
+        if self.http.health_path is not None:
+            self._checks = loop.create_task(
+                Checks(self).run(), name=f"gateway: health of {self.name}", context=Context()
+            )
         session, self._session = self._session, None
         if session is not None:
             session.abandon()
 
     async def disconnect(self) -> None:
         """Close all connections."""
+        checks, self._checks = self._checks, None
+        if checks is not None and not checks.get_loop().is_closed():
+            checks.cancel()
+            await wait([checks])
         session, self._session = self._session, None
         if session is None:
             return

@@ -42,12 +42,6 @@ NO_LIMIT = float(2**40)
 """Seconds; where aiohttp cannot do with inf."""
 
 
-class CutOffline(CancelledError):
-    """A cancel that came before there was a connection: nothing was sent."""
-
-    not_sent = True
-
-
 class Broken(ClientError):
     """A connection that broke, though aiohttp took it for the end of a body."""
 
@@ -89,7 +83,10 @@ class Connections(TCPConnector):
         self._look_at = clock() + policy.keepalive_for
 
     async def connect(self, req: ClientRequest, traces: list[Any], timeout: ClientTimeout) -> Connection:  # noqa: ASYNC109 - aiohttp's
-        """A connection that is idle and good, or a new one. Raises Unreachable, CutOffline."""
+        """A connection that is idle and good, or a new one. Raises Unreachable.
+
+        A cancel that comes before there is one is marked `not_sent`.
+        """
         now = self._clock()
         if now >= self._look_at:
             self._close_surplus(now)
@@ -98,7 +95,8 @@ class Connections(TCPConnector):
             try:
                 connection = await super().connect(req, traces, timeout)
             except CancelledError as cancelled:
-                raise CutOffline(*cancelled.args) from None
+                cancelled.not_sent = True  # type: ignore[attr-defined]  # not a class of its own: who looks for a
+                raise  # CancelledError by its very type (`asyncio.timeout` before 3.13) would not know it
             except TimeoutError:
                 error = ConnectTimeout(f"no connection within {timeout.connect:.3f} s (name, TCP, TLS)")
             except (ClientError, OSError) as failed:

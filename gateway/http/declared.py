@@ -6,16 +6,19 @@ import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from msgspec import DecodeError, Struct
+from msgspec import DecodeError
 
-from fallbacks.answer import Question, Tier
+from fallbacks.answer import Tier
 from gateway.call import Call
 from gateway.http.errors import BadReply
 from gateway.http.reply import HttpReply
 from gateway.http.request import IDEMPOTENT, Headers, HttpRequest, Params, confined, request_of, segment_of
+from gateway.http.routed import RoutedOperation
+from gateway.http.routes import Route, Trip
 from gateway.operation import CircuitBy, Operation
 from gateway.outcome import ConfigError, Outcome
 from gateway.policy import Policy, TimeoutPolicy
@@ -28,14 +31,6 @@ T = TypeVar("T")
 HOLE = re.compile(r"\{([^{}]*)\}")
 BY_NAME = frozenset({"json", "data", "headers", "params"})
 """Parameters of these names are what they are for `up.post` and its like; of other names, a query parameter each."""
-
-
-class Bound(Struct, eq=False):
-    """The one argument of a declared operation's sender: the request, and what it was made of."""
-
-    request: HttpRequest
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +60,7 @@ class Declared(Generic[T]):
         return self.upstream.declare(function, self)
 
 
-class DeclaredOperation(Operation[..., T]):
+class DeclaredOperation(RoutedOperation[..., T]):
     """Makes the request once for a call, whatever the number of its tries, before anything is counted."""
 
     upstream: HttpUpstream
@@ -92,8 +87,15 @@ class DeclaredOperation(Operation[..., T]):
             caller=said.caller,
         )
 
-    async def _send_bound(self, bound: Bound) -> Any:
-        reply = await self.upstream.session().send(bound.request, self._timeout)
+    async def _send_bound(self, trip: Trip) -> Any:
+        upstream = self.upstream
+        only = upstream.routes.only
+        if only is not None and trip.request.idempotency_key is None:
+            return await self._ask_for(trip.request, only)
+        return await upstream.routes.through(trip, partial(self._ask_for, trip.request), self._evidence_after)
+
+    async def _ask_for(self, request: HttpRequest, route: Route) -> Any:
+        reply = await self.upstream.session().send(request, self._timeout, route)
         into: Any = self._said.into
         if into is HttpReply:
             return reply
@@ -104,15 +106,10 @@ class DeclaredOperation(Operation[..., T]):
         raise BadReply(problem, reply=reply)
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        bound = Bound(self._form.request(args, kwargs), args, kwargs)
-        call = super()._begin(args, kwargs)
-        call.args, call.kwargs = (bound,), {}
+        trip = Trip(self._form.request(args, kwargs), args, kwargs)
+        call = Operation._begin(self, args, kwargs)  # noqa: SLF001 - with its own trip
+        call.args, call.kwargs = (trip,), {}
         return call
-
-    def _question(self, call: Call, error: Exception) -> Question:
-        bound: Bound = call.args[0]
-        call.args, call.kwargs = bound.args, bound.kwargs  # the tiers get what the caller gave; no try follows
-        return super()._question(call, error)
 
 
 class Form:

@@ -71,6 +71,10 @@ class Lease:
             took = now - self._begun_at if latency is None else latency
             endpoint.owner.learn(endpoint, now, failed=verdict == "failure", latency=max(0.0, took))
 
+    def lasted(self, now: float) -> float:
+        """Seconds since it began."""
+        return now - self._begun_at
+
     def __del__(self) -> None:
         if self._endpoint is not None:
             self._endpoint.in_flight -= 1

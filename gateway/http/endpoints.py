@@ -170,6 +170,10 @@ class Endpoints:
             if endpoint.held or policy.slow_factor is not None:
                 self._judge(endpoint, serving, now)
 
+    def __getitem__(self, url: str) -> Endpoint:
+        """The endpoint of this url; KeyError if it is not in the list."""
+        return self._all[url]
+
     # -- for others than calls
 
     def report(self, url: str, healthy: bool, now: float) -> None:  # noqa: FBT001 - a verdict, like a lease's

@@ -7,7 +7,6 @@ from asyncio import CancelledError
 from aiohttp import ClientResponseError
 
 from gateway.context import AMBIENT
-from gateway.http.connections import CutOffline
 from gateway.http.errors import AnswerTimeout, BadReply, ConnectionLost, ConnectTimeout, ReadTimeout, Unreachable
 from gateway.lane import Timer
 from gateway.outcome import WaitedFor
@@ -34,7 +33,7 @@ def cut(error: CancelledError, what: str, took: float) -> BaseException:
     if limit is None:
         return error
     waited_for: WaitedFor = "deadline" if limit.nearer else "attempt"
-    if isinstance(error, CutOffline):
+    if getattr(error, "not_sent", False):
         return ConnectTimeout(f"{what}: no connection within the {took:.3f} s it had", waited_for=waited_for)
     return AnswerTimeout(f"{what}: no whole answer within {took:.3f} s", waited_for=waited_for)
 

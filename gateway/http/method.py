@@ -10,6 +10,8 @@ from fallbacks.answer import Answer, Tier
 from gateway.http.declared import Declared
 from gateway.http.reply import HttpReply
 from gateway.http.request import IDEMPOTENT, Data, Headers, HttpRequest, Params, request_of
+from gateway.http.routed import RoutedOperation
+from gateway.http.routes import Trip
 from gateway.operation import CircuitBy, Operation
 from gateway.outcome import Outcome
 from gateway.policy import Policy, TimeoutPolicy
@@ -25,7 +27,7 @@ def perform(request: HttpRequest) -> HttpReply:
     raise NotImplementedError(request)
 
 
-class Method(Operation[..., HttpReply]):
+class Method(RoutedOperation[..., HttpReply]):
     """`await up.get("/users/1")` gives the `HttpReply`, `await up.get.ask("/users/1")` the `Answer`.
 
     `params`: the query; None is left out, a list is repeated. `headers`: those of one connection (RFC 9110, 7.6.1) are
@@ -49,7 +51,7 @@ class Method(Operation[..., HttpReply]):
 
     def __init__(self, upstream: HttpUpstream, policy: Policy, method: str, *, keyed: bool = False) -> None:
         self.method = method
-        self._keyed = keyed
+        self.travels = keyed
         super().__init__(
             upstream,
             policy,
@@ -186,5 +188,11 @@ class Method(Operation[..., HttpReply]):
             self.method, path, params=params, headers=headers, json=json, data=data, idempotency_key=idempotency_key
         )
 
-    def _send_request(self, request: HttpRequest) -> Coroutine[Any, Any, HttpReply]:
-        return self.upstream.session().send(request, self._timeout)
+    def _send_request(self, request: HttpRequest | Trip) -> Coroutine[Any, Any, HttpReply]:
+        upstream = self.upstream
+        only = upstream.routes.only
+        if isinstance(request, Trip):
+            return upstream.send_on(request, self._timeout)
+        if only is None:
+            return upstream.send_on(Trip(request), self._timeout)
+        return upstream.session().send(request, self._timeout, only)

@@ -175,7 +175,7 @@ def key_of(key: str | bool | None) -> str | None:  # noqa: FBT001 - True asks fo
     return key
 
 
-class Endpoint:
+class BaseUrl:
     """A base URL: where requests go, and what goes with them only there."""
 
     __slots__ = ("address", "authorization", "host", "prefix", "scheme")
@@ -203,4 +203,4 @@ class Endpoint:
             self.authorization = "Basic " + b64encode(pair.encode()).decode()
 
     def __repr__(self) -> str:
-        return f"<Endpoint {self.prefix}>"
+        return f"<BaseUrl {self.prefix}>"

@@ -22,7 +22,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from gateway.context import AMBIENT, HALF_MICROSECOND, Clock, Deadline, tries_under
-from gateway.http.addresses import followed, proxy_for, url_of
+from gateway.http.addresses import followed, url_of
 from gateway.http.connections import NO_LIMIT, Broken, Connections, Response
 from gateway.http.errors import (
     BadReply,
@@ -31,7 +31,8 @@ from gateway.http.errors import (
 )
 from gateway.http.failures import failure_of
 from gateway.http.reply import HttpRefused, HttpReply
-from gateway.http.request import Endpoint, HttpRequest, checked
+from gateway.http.request import HttpRequest
+from gateway.http.routes import Route
 from gateway.http.statuses import Statuses, reason_for, retry_after_in
 from gateway.outcome import Outcome
 from gateway.policy import HttpPolicy, TimeoutPolicy
@@ -45,41 +46,40 @@ FOLLOWED = frozenset({"GET", "HEAD"})
 class Session:
     """The connections of one upstream on one loop, and how requests go over them."""
 
-    def __init__(
-        self, policy: HttpPolicy, endpoint: Endpoint, *, statuses: Statuses, tls: SSLContext | None, clock: Clock
-    ) -> None:
+    def __init__(self, policy: HttpPolicy, *, statuses: Statuses, tls: SSLContext | None, clock: Clock) -> None:
         self.connections = Connections(policy, tls=tls, clock=clock)
         self._policy = policy
-        self._endpoint = endpoint
         self._statuses = statuses
         self._clock = clock
         self._limits: dict[tuple[float, float], ClientTimeout] = {}  # by connect and read: as few as there are policies
-        self._proxy = proxy_for(endpoint) if policy.trust_env else None
         self._params = tuple(policy.params.items())
-        own = CIMultiDict(checked(policy.headers))
-        if endpoint.authorization is not None:
-            own.setdefault("Authorization", endpoint.authorization)
-        self._own = own
         self._loop = get_running_loop()
         self._make_request = timed(policy) if policy.deadline_header is not None else ClientRequest
 
-    async def send(self, request: HttpRequest, timeout: TimeoutPolicy, *, within: bool = False) -> HttpReply:  # noqa: ASYNC109
+    async def send(
+        self,
+        request: HttpRequest,
+        timeout: TimeoutPolicy,  # noqa: ASYNC109
+        route: Route,
+        *,
+        within: bool = False,
+    ) -> HttpReply:
         """The reply to a request. Raises HttpRefused, a NotSent, or what `gateway.http.errors` has for the rest.
 
         `within` a user's function a cancel stays one, whoever sent it: the function must end with its limit on time.
         """
         started = self._clock()
         try:
-            response = await self.open(request, request.body, timeout)
+            response = await self.open(request, request.body, timeout, route)
             reply = HttpReply(response.status, tuple(response.headers.items()), await self._read(response))
         except (CancelledError, ClientError, OSError, Unreachable, BadReply) as error:
             if within and isinstance(error, CancelledError):
                 raise
-            failure = self.failure(error, request, timeout, self._clock() - started)
+            failure = self.failure(error, request, route, timeout, self._clock() - started)
         else:
             if reply.status < 400 and not self._policy.statuses:  # noqa: PLR2004 - as the table says, and soon
                 return reply
-            refusal = self.refusal(reply, request)
+            refusal = self.refusal(reply, request, route)
             if refusal is None:
                 return reply
             raise refusal
@@ -88,16 +88,18 @@ class Session:
         finally:
             del failure  # its traceback leads to this frame
 
-    async def open(self, request: HttpRequest, body: object, timeout: TimeoutPolicy) -> Response:  # noqa: ASYNC109
+    async def open(self, request: HttpRequest, body: object, timeout: TimeoutPolicy, route: Route) -> Response:  # noqa: ASYNC109
         """The answer as far as its headers; its body is still to be read."""
         limits = self._limits.get((timeout.connect, timeout.read)) or self._limits_of(timeout)
-        url = url_of(self._endpoint.prefix, request.path)
+        url = url_of(route.prefix, request.path)
         if self._params or request.params:
             url = url.extend_query((*self._params, *request.params))
         left = self._policy.redirects if request.method in FOLLOWED else 0
         while True:
             whole = isinstance(body, bytes) and len(body) > PIECEMEAL
-            response = await self._exchange(request, url, BytesIO(cast("bytes", body)) if whole else body, limits)
+            response = await self._exchange(
+                request, url, BytesIO(cast("bytes", body)) if whole else body, limits, route
+            )
             keep_alive = response.headers.get("Keep-Alive")
             if keep_alive is not None:
                 self.connections.learn(url.raw_host, url.port, keep_alive)
@@ -110,7 +112,9 @@ class Session:
             url = target
             left -= 1
 
-    async def _exchange(self, request: HttpRequest, url: URL, body: object, limits: ClientTimeout) -> Response:
+    async def _exchange(
+        self, request: HttpRequest, url: URL, body: object, limits: ClientTimeout, route: Route
+    ) -> Response:
         """Send it once, as far as the headers of its answer.
 
         These are the steps of aiohttp's own `ClientSession._request` without the rest of that: it would follow
@@ -120,11 +124,11 @@ class Session:
         wire = self._make_request(
             request.method,
             url,
-            headers=self._headers(request),
+            headers=self._headers(request, route),
             data=body,
             loop=self._loop,
             response_class=Response,
-            proxy=self._proxy,
+            proxy=route.proxy,
         )
         connection = await self.connections.connect(wire, [], limits)
         try:
@@ -149,29 +153,29 @@ class Session:
             raise
         return cast("Response", response)
 
-    async def open_stream(self, request: HttpRequest, body: object, timeout: TimeoutPolicy) -> Response:  # noqa: ASYNC109
+    async def open_stream(self, request: HttpRequest, body: object, timeout: TimeoutPolicy, route: Route) -> Response:  # noqa: ASYNC109
         """As `send`, but a success is given as soon as its headers are here."""
         started = self._clock()
         try:
-            response = await self.open(request, body, timeout)
+            response = await self.open(request, body, timeout, route)
             retry_after = retry_after_in(response.headers.get("Retry-After"))
             if self._statuses.meaning(response.status, retry_after) is Outcome.SUCCESS:
                 return response
             reply = HttpReply(response.status, tuple(response.headers.items()), await self._read(response))
         except (CancelledError, ClientError, OSError, Unreachable, BadReply) as error:
-            failure: BaseException | None = self.failure(error, request, timeout, self._clock() - started)
+            failure: BaseException | None = self.failure(error, request, route, timeout, self._clock() - started)
         else:
-            failure = self.refusal(reply, request)
+            failure = self.refusal(reply, request, route)
         try:
             raise cast("BaseException", failure)
         finally:
             del failure
 
-    def refusal(self, reply: HttpReply, request: HttpRequest) -> Exception | None:
+    def refusal(self, reply: HttpReply, request: HttpRequest, route: Route) -> Exception | None:
         """The error that a status means; None for a success."""
         retry_after = retry_after_in(reply.headers.get("Retry-After"))
         meaning = self._statuses.meaning(reply.status, retry_after)
-        what = self._what(request)
+        what = what_of(request, route)
         if meaning is Outcome.SUCCESS:
             return None
         if meaning is Outcome.REFUSED:
@@ -180,9 +184,12 @@ class Session:
             return StatedNotDone(what, reply=reply, retry_after=retry_after, reason=reason_for(reply.status))
         return BadReply(f"{what}: {reply.status}", reply=reply, retry_after=retry_after)
 
-    def failure(self, error: BaseException, request: HttpRequest, timeout: TimeoutPolicy, took: float) -> BaseException:
+    @staticmethod
+    def failure(
+        error: BaseException, request: HttpRequest, route: Route, timeout: TimeoutPolicy, took: float
+    ) -> BaseException:
         """Our own error for what ended a request: it says what was waited for, how long, and where."""
-        return failure_of(error, self._what(request), silent_for=timeout.read, took=took)
+        return failure_of(error, what_of(request, route), silent_for=timeout.read, took=took)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -206,12 +213,12 @@ class Session:
         )
         return limits
 
-    def _headers(self, request: HttpRequest) -> CIMultiDict[str]:
+    def _headers(self, request: HttpRequest, route: Route) -> CIMultiDict[str]:
         """What its caller says of it, and what the policy says where he does not."""
         key = request.idempotency_key
         if not request.headers and key is None:
-            return self._own
-        headers = CIMultiDict(self._own)
+            return route.headers
+        headers = CIMultiDict(route.headers)
         for name, _ in request.headers:
             headers.popall(name, None)
         headers.extend(request.headers)
@@ -245,10 +252,11 @@ class Session:
             raise BadReply(f"a body of more than {most:.0f} bytes")
         return bytes(body)
 
-    def _what(self, request: HttpRequest) -> str:
-        """A request in words, without what may be a secret."""
-        path = request.path.partition("?")[0]
-        return f"{request.method} {self._endpoint.prefix}{'' if path.startswith('/') or not path else '/'}{path}"
+
+def what_of(request: HttpRequest, route: Route) -> str:
+    """A request in words, without what may be a secret."""
+    path = request.path.partition("?")[0]
+    return f"{request.method} {route.prefix}{'' if path.startswith('/') or not path else '/'}{path}"
 
 
 async def pieces_of(response: Response) -> AsyncIterator[bytes]:

@@ -19,6 +19,8 @@ from aiohttp import ClientError
 from fallbacks.answer import Tier
 from gateway.call import Call
 from gateway.http.request import IDEMPOTENT, HttpRequest
+from gateway.http.routed import RoutedOperation
+from gateway.http.routes import Route, Trip
 from gateway.http.session import Session, pieces_of
 from gateway.operation import Operation
 from gateway.outcome import ConfigError, Refused
@@ -68,6 +70,8 @@ class HttpStream:
         self._operation = operation
         self._request = request
         self._upload = upload
+        self.trip = Trip(request)
+        self._route: Route
         self._call: Coroutine[Any, Any, Any] | None = None
         self._task: object = None
         self._session: Session
@@ -96,7 +100,7 @@ class HttpStream:
             async for piece in pieces_of(response):
                 yield piece
         except (ClientError, OSError) as error:
-            self._error = session.failure(error, self._request, self._operation.timeout, 0.0)
+            self._error = session.failure(error, self._request, self._route, self._operation.timeout, 0.0)
         if self._error is not None:
             raise self._error
 
@@ -104,13 +108,21 @@ class HttpStream:
         """The work of the call: open, wait for the end of the block, close."""
         body = self._request.body if self._upload is None else self._pieces(self._upload)
         timeout = self._operation.timeout
+        routes = self._operation.upstream.routes
         self._session = session = self._operation.upstream.session()
-        self._response = response = await session.open_stream(self._request, body, timeout)
-        self.final = True
+        self._route, lease = routes.begin(self.trip)
         try:
-            await block()
-        finally:
-            response.close()
+            self._response = response = await session.open_stream(self._request, body, timeout, self._route)
+            headers_after = lease.lasted(routes.endpoints.clock())
+            self.final = True
+            try:
+                await block()
+            finally:
+                response.close()
+        except BaseException as error:
+            routes.end(self.trip, lease, error, self._operation.evidence_after)
+            raise
+        routes.end(self.trip, lease, None, 0.0, headers_after)
 
     async def _pieces(self, upload: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
         self.final = True  # what was taken from it cannot be sent again
@@ -146,7 +158,7 @@ class HttpStream:
             return  # the block's own error goes on
 
 
-class StreamOperation(Operation[[HttpStream], None]):
+class StreamOperation(RoutedOperation[[HttpStream], None]):
     """What the streams of one method are calls of."""
 
     upstream: HttpUpstream
@@ -173,6 +185,20 @@ class StreamOperation(Operation[[HttpStream], None]):
             circuit_by=None,
             caller=None,
         )
+
+    @property
+    def evidence_after(self) -> float:
+        """How long a try must have had, in seconds, for its end to say something of the endpoint."""
+        return self._evidence_after
+
+    @staticmethod
+    def trip_of(call: Call) -> Trip | None:
+        """Where the stream of a call has been."""
+        stream: HttpStream = call.args[0]
+        return stream.trip
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        return Operation._begin(self, args, kwargs)  # noqa: SLF001 - its trip is the stream's own
 
     def _pause(self, call: Call, error: Exception) -> float | None:
         stream: HttpStream = call.args[0]

@@ -1067,6 +1067,7 @@ def test_the_defaults() -> None:
         "decay_for": 10.0,
         "failure_cost": 1.0,
         "max_report_age": 60.0,
+        "share_keys": False,
     }
 
 

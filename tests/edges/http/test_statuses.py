@@ -8,6 +8,7 @@ from email.utils import format_datetime
 import pytest
 
 from gateway import (
+    CircuitOpen,
     ConfigError,
     Gateway,
     HttpPolicy,
@@ -25,7 +26,8 @@ from tests.edges.http.misbehaving import always, reply, serving
 from tests.support import NEVER_OPENS, ONE_TRY, counted, ended
 
 pytestmark = pytest.mark.asyncio
-QUIET = Policy(retry=ONE_TRY, breaker=NEVER_OPENS)
+QUIET = Policy(retry=RetryPolicy(attempts=1, pushback_shared=False), breaker=NEVER_OPENS)
+"""A `Retry-After` is told to its caller, and holds nobody else."""
 SECONDS = "Retry-After: 7"
 
 TABLE = [
@@ -78,6 +80,19 @@ async def test_a_refusal_has_its_status_and_its_reply_and_opens_nothing(gate: Ga
         assert str(refused.value) == f"GET {server.url}/users/1: 404"
         assert counted(up) == {"asked": 1, "refused": 1, "attempts": 1}
         assert up.snapshot().breaker.failures == 0
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_wish_to_be_left_alone_holds_for_all_calls(gate: Gateway, status: int) -> None:
+    async with serving(always(reply(b"", SECONDS, status=status))) as server:
+        up = gate.http("up", server.url, policy=Policy(retry=ONE_TRY))
+        await ended(up.get("/a"))
+
+        error = await ended(up.post("/b"))
+
+        assert isinstance(error, CircuitOpen)
+        assert 6 < error.retry_after <= 7
+        assert len(server.requests) == 1
 
 
 async def test_a_503_that_says_when_is_tried_again_then_for_a_post_too(gate: Gateway) -> None:

@@ -1,0 +1,57 @@
+"""An operation whose tries may go to several endpoints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from fallbacks.answer import Question
+from gateway.call import Call, Circuit
+from gateway.http.routes import Trip
+from gateway.operation import Operation
+
+if TYPE_CHECKING:
+    from gateway.http.client import HttpUpstream
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class RoutedOperation(Operation[P, T]):
+    """A try that failed where the next one does not go need not be waited for, and holds nobody back."""
+
+    upstream: HttpUpstream
+
+    travels = False
+    """Whether it matters even for one endpoint where a call has been: it must not go on at another one."""
+
+    @staticmethod
+    def trip_of(call: Call) -> Trip | None:
+        """Where a call has been; None if nobody keeps that, as there was one endpoint only."""
+        first = call.args[0]
+        return first if type(first) is Trip else None
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        call = super()._begin(args, kwargs)
+        if self.travels or self.upstream.routes.only is None:
+            call.args = (Trip(args[0], args),)
+        return call
+
+    def _question(self, call: Call, error: Exception) -> Question:
+        trip = call.args[0]
+        if type(trip) is Trip:
+            call.args, call.kwargs = trip.args, trip.kwargs  # the tiers get what the caller gave; no try follows
+        return super()._question(call, error)
+
+    def _pause(self, call: Call, error: Exception) -> float | None:
+        trip = self.trip_of(call)
+        return None if trip is not None and self.upstream.routes.dead_end(trip) else super()._pause(call, error)
+
+    def _elsewhere(self, call: Call) -> bool:
+        trip, failure = self.trip_of(call), call.failure
+        if trip is None or failure is None:
+            return False
+        return self.upstream.routes.elsewhere(trip, failure.__cause__ or failure)
+
+    def _leave_alone(self, call: Call, breaker: Circuit, now: float, retry_after: float) -> None:
+        if not self._elsewhere(call):
+            super()._leave_alone(call, breaker, now, retry_after)
