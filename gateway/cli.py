@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 import click
 
 SERVICES = ("catalog", "info", "ratings")
-PORT = click.IntRange(0, 65535)
+HIGHEST_PORT = 65535
+PORT = click.IntRange(0, HIGHEST_PORT)
+MOST_INSTANCES = 9
 SVG = click.Path(dir_okay=False, writable=True)
 
 
@@ -31,6 +33,13 @@ def http_url(_: click.Context, option: click.Parameter, value: str | None) -> st
     return value
 
 
+def http_urls(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """URLs that can be asked."""
+    for value in values:
+        http_url(context, option, value)
+    return values
+
+
 @main.command()
 @click.argument("service", required=False, type=click.Choice(SERVICES))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address.")
@@ -40,7 +49,19 @@ def http_url(_: click.Context, option: click.Parameter, value: str | None) -> st
 @click.option("--ratings-port", type=PORT, default=8083, show_default=True)
 @click.option("--admin-port", type=PORT, default=8080, show_default=True, help="Reserved: nothing listens there yet.")
 @click.option("--info-url", callback=http_url, help="Let the catalog ask this info service instead of our own.")
-@click.option("--ratings-url", callback=http_url, help="Let the catalog ask this ratings service instead of our own.")
+@click.option(
+    "--ratings-url",
+    callback=http_urls,
+    multiple=True,
+    help="Let the catalog ask this ratings service instead of our own. Once for each of its instances.",
+)
+@click.option(
+    "--instances",
+    type=click.IntRange(1, MOST_INSTANCES),
+    default=1,
+    show_default=True,
+    help="How many ratings services; --ratings-port is that of the first.",
+)
 @click.option("--scenario", is_flag=True, help="Play a minute of faults under load, print what becomes of each page.")
 @click.option("--seconds", type=click.IntRange(12, 3600), help="With --scenario: how long it is.  [default: 60]")
 @click.option("--svg", type=SVG, help="With --scenario: draw it into this file.  [default: scenario*.svg]")
@@ -55,6 +76,7 @@ def demo(service: str | None, port: int | None, **options: Any) -> None:
     if service is None and port is not None:
         raise click.UsageError("--port goes with a SERVICE; all three have --catalog-port, --info-port, --ratings-port")
     check_scenario(service, **options)
+    check_instances(service, **options)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))  # from here on; imports take a moment
     if options["scenario"]:
@@ -111,6 +133,20 @@ def check_scenario(service: str | None, **options: Any) -> None:
         raise click.UsageError("--no-timeouts goes with --unprotected; with a gateway there is always a limit")
 
 
+def check_instances(service: str | None, **options: Any) -> None:
+    """What goes with --instances, and what does not."""
+    if options["instances"] == 1 or options["from_parent"] is not None:
+        return
+    if service is not None:
+        raise click.UsageError("--instances is for the whole demo; leave SERVICE out")
+    if options["scenario"]:
+        raise click.UsageError("--instances does not go with --scenario, which has one of each service")
+    if options["ratings_url"]:
+        raise click.UsageError("--instances are our own; give --ratings-url once for each of yours instead")
+    if options["ratings_port"] + options["instances"] - 1 > HIGHEST_PORT:
+        raise click.UsageError("--ratings-port is that of the first of the --instances, and leaves no room for them")
+
+
 def play(**options: Any) -> None:
     """The scenario."""
     import asyncio
@@ -140,22 +176,38 @@ def play(**options: Any) -> None:
 def run_all(**options: Any) -> None:
     """The services that nobody else provides, each in a process of its own."""
     import asyncio
+    from dataclasses import replace
 
     from gateway.demo import processes, site
 
     host: str = options["host"]
-    wanted = [name for name in SERVICES if options.get(f"{name}_url") is None]
+    several: int = options["instances"]
+    wanted = [name for name in SERVICES if not options.get(f"{name}_url")]
+    urls: dict[str, list[str]] = {"info": [options["info_url"]], "ratings": list(options["ratings_url"])}
+    services = []
     try:
-        listening = {name: site.listen(host, options[f"{name}_port"], option=f"--{name}-port") for name in wanted}
+        for name in wanted:
+            urls[name] = []
+            for number in range(several if name == "ratings" else 1):
+                first = options[f"{name}_port"]
+                listening = site.listen(host, first and first + number, option=f"--{name}-port")
+                port = listening.getsockname()[1]
+                urls[name].append(site.url_of(reached_at(host), port))
+                services.append(
+                    processes.Service(
+                        name=name,
+                        listening=listening,
+                        options=("--host", host),
+                        instance=number + 1 if name == "ratings" and several > 1 else None,
+                        address=(host, port),
+                    )
+                )
     except site.CannotListen as error:
         raise click.ClickException(str(error)) from None
-    urls = {name: site.url_of(reached_at(host), one.getsockname()[1]) for name, one in listening.items()}
-    urls |= {name: options[f"{name}_url"] for name in SERVICES if name not in wanted}
-    more = {"catalog": ("--info-url", urls["info"], "--ratings-url", urls["ratings"])}
-    services = [
-        processes.Service(name=name, listening=listening[name], options=("--host", host, *more.get(name, ())))
-        for name in wanted
-    ]
+    asked = ["--info-url", *urls["info"], "--instances", str(several)]
+    for url in urls["ratings"]:
+        asked += ["--ratings-url", url]
+    services[0] = replace(services[0], options=(*services[0].options, *asked))
     try:
         asyncio.run(processes.run(services, when_ready=hints(urls)))
     except processes.ServiceEnded as error:
@@ -199,6 +251,7 @@ def create(service: str, **options: Any) -> Any:
     return catalog.create(
         ratings_url=options["ratings_url"] or site.url_of(near, options["ratings_port"]),
         info_url=options["info_url"] or site.url_of(near, options["info_port"]),
+        tell=site.say if options["instances"] > 1 else None,
     )
 
 
@@ -207,9 +260,16 @@ def reached_at(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 - looked up, not bound
 
 
-def hints(urls: dict[str, str]) -> str:
+def hints(urls: dict[str, list[str]]) -> str:
     """What to try first."""
-    catalog, ratings = urls["catalog"], urls["ratings"]
+    (catalog,), (ratings, *more) = urls["catalog"], urls["ratings"]
+    if more:
+        return f"""
+  look at it, and kill an instance there   {catalog}/
+  a user's films                           curl '{catalog}/catalog/ada'
+  let the first of the ratings hang        curl -X POST {ratings}/fault/hang
+  let it recover                           curl -X POST {ratings}/fault/none
+Ctrl-C ends it."""
     return f"""
   look at it               {catalog}/
   a user's films           curl '{catalog}/catalog/ada'

@@ -8,9 +8,7 @@ Policies and defaults are those of the Hystrix course; in front of the defaults 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack
-from math import ceil
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -21,9 +19,12 @@ from gateway import (
     Answer,
     BreakerPolicy,
     BulkheadPolicy,
+    ConfigError,
     Deadline,
     Gateway,
     GatewayError,
+    HttpPolicy,
+    HttpRefused,
     LastGood,
     Operation,
     Policy,
@@ -33,9 +34,8 @@ from gateway import (
     gather,
 )
 from gateway.demo import posters
-from gateway.demo.client import HttpClient, RefusedAnswer
-from gateway.demo.faults import FaultSwitch, Handler, answer
-from gateway.demo.page import Page
+from gateway.demo.faults import FaultSwitch, Handler, answer, retry_after
+from gateway.demo.page import Page, finite
 from gateway.log import listen
 
 PAGE_FOR = 1.0
@@ -59,6 +59,8 @@ POLICY = Policy(
 )
 INFO_POLICY = POLICY.tuned_fields({"breaker.probes": 5})
 """A page asks for its films at once: let one page find out, not one film of it."""
+HTTP = HttpPolicy(max_body=1024 * 1024)
+"""A page needs a few kilobytes; what sends a megabyte means no good."""
 POSTERS_POLICY = Policy(timeout=TimeoutPolicy(call=PAGE_FOR), bulkhead=BulkheadPolicy(limit=4, queue=40))
 """Threads: more at once than cores would only take turns."""
 
@@ -118,31 +120,32 @@ Asked = tuple[Operation[..., Any], Answer[Any]]
 
 
 class Catalog:
-    """The upstreams, what is asked of them, and the pages made of it."""
+    """The upstreams, what is asked of them, and the pages made of it.
 
-    def __init__(self, *, ratings_url: str, info_url: str) -> None:
+    `ratings_url` may be those of several instances. `tell` is told what the page wants of them: `kill ratings-2`.
+    """
+
+    def __init__(
+        self, *, ratings_url: str | Sequence[str], info_url: str, tell: Callable[[str], object] | None = None
+    ) -> None:
         self.gate = Gateway()
-        ratings = self.gate.upstream("ratings", policy=POLICY)
-        info = self.gate.upstream("info", policy=INFO_POLICY)
-        self._ratings_client = ratings_client = HttpClient(ratings, ratings_url)
-        self._info_client = info_client = HttpClient(info, info_url)
+        ratings_urls = (ratings_url,) if isinstance(ratings_url, str) else tuple(ratings_url)
+        ratings = self.gate.http("ratings", ratings_urls, policy=POLICY, http=HTTP)
+        info = self.gate.http("info", info_url, policy=INFO_POLICY, http=HTTP)
 
-        @ratings.operation(idempotent=True, fallback=[LastGood(), Static(NOBODY)])
-        async def user_ratings(user_id: str) -> UserRatings:
-            return await ratings_client.get("ratingsdata", "user", user_id, into=UserRatings)
+        @ratings.get("/ratingsdata/user/{user_id}", into=UserRatings, fallback=[LastGood(), Static(NOBODY)])
+        async def user_ratings(user_id: str) -> UserRatings: ...
 
-        @ratings.operation(idempotent=True)
-        async def ratings_or_error(user_id: str) -> UserRatings:
-            return await ratings_client.get("ratingsdata", "user", user_id, into=UserRatings)
+        @ratings.get("/ratingsdata/user/{user_id}", into=UserRatings)
+        async def ratings_or_error(user_id: str) -> UserRatings: ...
 
-        @info.operation(idempotent=True, fallback=[LastGood(), Static(NOT_FOUND)])
-        async def movie(movie_id: str) -> Movie:
-            return await info_client.get("movies", movie_id, into=Movie)
+        @info.get("/movies/{movie_id}", into=Movie, fallback=[LastGood(), Static(NOT_FOUND)])
+        async def movie(movie_id: str) -> Movie: ...
 
         self._draw = self.gate.upstream("posters", policy=POSTERS_POLICY).operation(
             name="draw", idempotent=True, fallback=[Static(BLANK)]
         )(posters.draw)
-        self._page = Page(self.gate, {"ratings": ratings_url, "info": info_url})
+        self._page = Page(self.gate, {"ratings": ratings_urls, "info": (info_url,)}, tell=tell)
         self._user_ratings, self._ratings_or_error, self._movie = user_ratings, ratings_or_error, movie
 
     def create(self) -> web.Application:
@@ -157,10 +160,7 @@ class Catalog:
         return app
 
     async def _open(self, _: web.Application) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._ratings_client)
-            await stack.enter_async_context(self._info_client)
-            await stack.enter_async_context(self.gate)
+        async with self.gate:
             yield
 
     async def page(self, request: web.Request) -> web.Response:
@@ -201,7 +201,7 @@ class Catalog:
     async def _movie_of(self, movie_id: str) -> Answer[Movie]:
         try:
             return await self._movie.ask(movie_id)
-        except RefusedAnswer:
+        except (HttpRefused, ConfigError):  # the latter: "" or "..", which cannot stand in a path
             return Answer(NOT_FOUND)  # a live answer: there is no such film
 
 
@@ -210,8 +210,10 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """What a call's error tells the page's caller: what failed, how, and when to come back."""
     try:
         return await handler(request)
-    except RefusedAnswer as refused:
+    except HttpRefused as refused:
         return answer({"error": f"{refused}"}, status=404 if refused.status == 404 else 502)  # noqa: PLR2004
+    except ConfigError as error:
+        return answer({"error": f"{error.field}: {error.problem}"}, status=404)  # no path leads to a user ".."
     except GatewayError as error:
         content = {
             "error": f"{type(error).__name__}: {error}",
@@ -219,9 +221,9 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
             "operation": error.operation,
             "outcome": error.outcome,
             "attempts": error.attempts,
-            "retry_after": None if error.retry_after is None else round(error.retry_after, 3),
+            "retry_after": None if error.retry_after is None else finite(round(error.retry_after, 3)),
         }
-        return answer(content, status=503, headers={"Retry-After": str(max(1, ceil(error.retry_after or 0)))})
+        return answer(content, status=503, headers=retry_after(error))
 
 
 def left() -> float:
@@ -262,8 +264,10 @@ def origin_headers(asked: list[Asked]) -> dict[str, str]:
     return {"X-Answer-Source": ", ".join(sources), "X-Degraded": str(degraded).lower()}
 
 
-def create(*, ratings_url: str, info_url: str) -> web.Application:
+def create(
+    *, ratings_url: str | Sequence[str], info_url: str, tell: Callable[[str], object] | None = None
+) -> web.Application:
     """The service, telling the log what happens to its upstreams."""
-    catalog = Catalog(ratings_url=ratings_url, info_url=info_url)
+    catalog = Catalog(ratings_url=ratings_url, info_url=info_url, tell=tell)
     listen(catalog.gate)
     return catalog.create()

@@ -10,12 +10,13 @@ import struct
 from asyncio import Event
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from math import inf
+from math import ceil, inf
 from socket import SO_LINGER, SOL_SOCKET
 
 import msgspec
 from aiohttp import web
 
+from gateway import GatewayError
 from gateway.demo.origin import refuse_elsewhere
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -34,6 +35,8 @@ DRIP_EVERY = 0.1
 FLOOD_CHUNK = b" " * 64 * 1024
 FLOOD_CHUNKS = 1024
 """64 MiB, in case nobody hangs up."""
+LATEST = 24 * 60 * 60
+"""Seconds; nobody is sent away for longer, not even by a service that wants never to be asked again."""
 ALWAYS_WELL = frozenset({"/health", "/fault", "/fault/{mode}"})
 
 
@@ -120,6 +123,11 @@ def answer(content: object, *, status: int = 200, headers: dict[str, str] | None
     """A response with JSON."""
     body = msgspec.json.encode(content)
     return web.Response(status=status, headers=headers, body=body, content_type="application/json", charset="utf-8")
+
+
+def retry_after(error: GatewayError) -> dict[str, str]:
+    """The header that says when to come back: in whole seconds, at least one."""
+    return {"Retry-After": str(max(1, ceil(min(error.retry_after or 0.0, LATEST))))}
 
 
 async def stream(request: web.Request, parts: AsyncIterator[bytes]) -> web.StreamResponse:

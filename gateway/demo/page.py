@@ -5,14 +5,18 @@
     GET  /upstreams/{name}/fault          the mode its service is in, null if it does not say
     POST /upstreams/{name}/fault/{mode}   hand a fault on to its service
     POST /upstreams/{name}/limit/{n}      give its pool another size, live
+    POST /upstreams/{name}/instances/{n}/{kill|start}     end an instance of its service, or bring it back; from 1
+
+Where a service has several instances a fault is for all of them.
 
 What changes something may be sent by this page and by programs, not by another site.
 """
 
 from __future__ import annotations
 
+from asyncio import gather
 from base64 import b64encode
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -31,6 +35,7 @@ from gateway.demo.origin import refuse_elsewhere
 ANSWER_WITHIN = aiohttp.ClientTimeout(total=2.0)
 """A service that does not even answer about its fault is told so to the page."""
 TURNED = 204
+DEEDS = ("kill", "start")
 
 
 class Mode(msgspec.Struct, frozen=True):
@@ -40,11 +45,17 @@ class Mode(msgspec.Struct, frozen=True):
 
 
 class Page:
-    """The page and what it asks for. `services` are the upstreams that are services, and where they are."""
+    """The page and what it asks for. `services` are the upstreams that are services, and where their instances are.
 
-    def __init__(self, gate: Gateway, services: Mapping[str, str]) -> None:
+    `tell`: how to reach whoever started the instances; None where that was somebody else.
+    """
+
+    def __init__(
+        self, gate: Gateway, services: Mapping[str, Sequence[str]], *, tell: Callable[[str], object] | None = None
+    ) -> None:
         self._gate = gate
-        self._services = {name: url.rstrip("/") for name, url in services.items()}
+        self._services = {name: [url.rstrip("/") for url in urls] for name, urls in services.items()}
+        self._tell = tell
 
     def install(self, app: web.Application) -> None:
         """Add the page to a service."""
@@ -54,6 +65,7 @@ class Page:
         app.router.add_get("/upstreams/{name}/fault", self.fault)
         app.router.add_post("/upstreams/{name}/fault/{mode}", self.turn)
         app.router.add_post("/upstreams/{name}/limit/{n}", self.limit)
+        app.router.add_post("/upstreams/{name}/instances/{n}/{deed}", self.instance)
 
     async def _session_for(self, _: web.Application) -> AsyncIterator[None]:
         # Not through the upstream: its pool may be full of calls that hang, and this is how they are let go.
@@ -68,35 +80,63 @@ class Page:
 
     async def upstreams(self, _: web.Request) -> web.Response:
         """How each upstream is doing now."""
-        states = [state(upstream.snapshot(), service=upstream.name in self._services) for upstream in self._gate]
+        states = [self._state(upstream) for upstream in self._gate]
         return answer({"upstreams": states, "modes": MODES}, headers={"Cache-Control": "no-store"})
 
     async def fault(self, request: web.Request) -> web.Response:
         """The mode that a service is in."""
-        url = f"{self._service(request)}/fault"
-        mode: str | None = None
+        found = await gather(*(self._mode_of(url) for url in self._service(request)))
+        modes = {mode for mode, up in found if up}
+        content: dict[str, Any] = {"mode": modes.pop() if len(modes) == 1 else None}
+        if len(found) > 1:
+            content["instances"] = [{"mode": mode, "up": up} for mode, up in found]
+        return answer(content, headers={"Cache-Control": "no-store"})
+
+    async def _mode_of(self, url: str) -> tuple[str | None, bool]:
+        """The mode of an instance, None if it does not say; and whether it is there at all."""
         try:
-            async with self._session.get(url, allow_redirects=False) as response:
-                mode = msgspec.json.decode(await response.content.read(1024), type=Mode).mode
+            async with self._session.get(f"{url}/fault", allow_redirects=False) as response:
+                return msgspec.json.decode(await response.content.read(1024), type=Mode).mode, True
+        except aiohttp.ClientConnectorError:
+            return None, False
         except (aiohttp.ClientError, msgspec.DecodeError, TimeoutError):
-            pass  # another implementation has no such switch
-        return answer({"mode": mode}, headers={"Cache-Control": "no-store"})
+            return None, True  # another implementation has no such switch
 
     async def turn(self, request: web.Request) -> web.Response:
         """Make a service misbehave, or well again."""
         refuse_elsewhere(request)
         mode = request.match_info["mode"]
-        url = f"{self._service(request)}/fault/{mode}"
+        urls = self._service(request)
         if mode not in MODES:
             raise unknown(f"there is no fault {mode!r}", "modes", MODES)
+        problems = await gather(*(self._turn(f"{url}/fault/{mode}") for url in urls))
+        if all(problems):
+            return answer({"error": problems[0]}, status=502)
+        return web.Response(status=TURNED)
+
+    async def _turn(self, url: str) -> str | None:
+        """Hand it on to one instance; what is in the way, if anything."""
         try:
             async with self._session.post(url, allow_redirects=False) as response:
-                status = response.status
+                turned = response.status == TURNED
+                return None if turned else f"{url} answers {response.status}: it has no faults to switch"
         except (aiohttp.ClientError, TimeoutError) as error:
-            return answer({"error": f"{url}: {str(error) or type(error).__name__}"}, status=502)
-        if status != TURNED:
-            return answer({"error": f"{url} answers {status}: it has no faults to switch"}, status=502)
-        return web.Response(status=TURNED)
+            return f"{url}: {str(error) or type(error).__name__}"
+
+    async def instance(self, request: web.Request) -> web.Response:
+        """End an instance as `kill -9` does, or bring it back."""
+        refuse_elsewhere(request)
+        known = range(1, len(self._service(request)) + 1)
+        name, n, deed = (request.match_info[part] for part in ("name", "n", "deed"))
+        if n not in map(str, known):
+            raise unknown(f"{name} has no instance {n!r}", "instances", [*known])
+        if deed not in DEEDS:
+            raise unknown(f"an instance cannot {deed!r}", "deeds", DEEDS)
+        if self._tell is None or len(known) == 1:
+            problem = f"{name} has no instances that this page started; `gateway demo --instances 3` has"
+            return answer({"error": problem}, status=409)
+        self._tell(f"{deed} {name}-{n}")
+        return web.Response(status=204)
 
     async def limit(self, request: web.Request) -> web.Response:
         """Give a pool another size. Nothing in flight is lost."""
@@ -115,7 +155,15 @@ class Page:
             raise unknown(f"there is no upstream {name!r}", "upstreams", [upstream.name for upstream in self._gate])
         return self._gate[name]
 
-    def _service(self, request: web.Request) -> str:
+    def _state(self, upstream: Upstream) -> dict[str, Any]:
+        urls = self._services.get(upstream.name, [])
+        told = state(upstream.snapshot(), service=bool(urls))
+        if len(urls) > 1:
+            told["instances"] = instances(urls, getattr(upstream, "endpoints", None))
+            told["startable"] = self._tell is not None
+        return told
+
+    def _service(self, request: web.Request) -> list[str]:
         name = self._upstream(request).name
         if name not in self._services:
             raise unknown(f"{name} are threads of this process, and have no faults", "upstreams", [*self._services])
@@ -173,6 +221,26 @@ def state(snapshot: UpstreamSnapshot, *, service: bool) -> dict[str, Any]:
         },
         "latency": {"p50": snapshot.latency.p50, "p99": snapshot.latency.p99},
     }
+
+
+def instances(urls: Sequence[str], endpoints: Any) -> list[dict[str, Any]]:
+    """What each instance gets; `state` is None where the upstream does not tell."""
+    known = {} if endpoints is None else {one.url.rstrip("/"): one for one in endpoints.endpoints}
+    told = []
+    for url in urls:
+        one = known.get(url)
+        left = None if one is None or one.ejected_until is None else max(0.0, one.ejected_until - monotonic())
+        told.append(
+            {
+                "url": url,
+                "state": None if one is None else one.state,
+                "back_in": None if left is None else round(left, 2),
+                "in_flight": 0 if one is None else one.in_flight,
+                "calls": 0 if one is None else one.calls,
+                "failures": 0 if one is None else one.failures,
+            }
+        )
+    return told
 
 
 def finite(number: float) -> float | str:

@@ -1,4 +1,8 @@
-"""The three services together: each in a process of its own, all of them ending together."""
+"""The services together: each in a process of its own, all of them ending together.
+
+Of a service with several instances each may end, and be started again: by hand, or by the page, whose wishes the
+catalog writes to its standard output, a line each: `kill ratings-2`, `start ratings-2`.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,13 @@ from asyncio import FIRST_COMPLETED, Event, Task, create_task
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals
 from socket import socket
 
 import gateway
-from gateway.demo.site import ending_signals, say
+from gateway.demo.site import CannotListen, ending_signals, listen, say
 
 END_FOR = 5.0
 """Seconds that a service gets to end, before it is killed."""
@@ -29,11 +33,21 @@ class ServiceEnded(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """What one process is to serve: a socket that listens already, and the options of `gateway demo NAME`."""
+    """What one process is to serve: a socket that listens already, and the options of `gateway demo NAME`.
+
+    `instance` numbers those of which there are several, from 1; the others end when it does not.
+    """
 
     name: str
     listening: socket
     options: Sequence[str]
+    instance: int | None = None
+    address: tuple[str, int] = ("", 0)
+
+    @property
+    def key(self) -> str:
+        """What tells it from all others."""
+        return self.name if self.instance is None else f"{self.name}-{self.instance}"
 
     async def start(self) -> Process:
         """Start the process. It has the socket; ours is closed, so that the port is free when the process ends."""
@@ -49,47 +63,92 @@ class Service:
                 cwd=ROOT,  # where `-m` finds this very package, installed or not
             )
 
+    async def start_again(self) -> Process:
+        """Start another process at the same address. Raises CannotListen."""
+        host, port = self.address
+        return await replace(self, listening=listen(host, port, option=f"--{self.name}-port")).start()
+
 
 async def run(services: Sequence[Service], *, when_ready: str) -> None:
     """Run until SIGINT or SIGTERM; raises ServiceEnded if one of them ends before that. The first asks the others."""
     stop = Event()
+    known = {service.key: service for service in services}
     processes: dict[str, Process] = {}
     with ending_signals(stop):
         try:
             for service in services:
-                processes[service.name] = await service.start()
-            ended = await until_one_ends(processes, stop, when_ready)
+                processes[service.key] = await service.start()
+            ended = await until_one_ends(known, processes, stop, when_ready)
         finally:
             await end(processes)
     if ended is not None:
         raise ServiceEnded(f"the {ended} service ended by itself ({how(processes[ended])}), and so does the demo")
 
 
-async def until_one_ends(processes: Mapping[str, Process], stop: Event, when_ready: str) -> str | None:
-    """Say when all are ready; the name of the first that ends, or None when `stop` was set."""
-    stopping = create_task(stop.wait())
-    ready = create_task(all_ready(processes, when_ready))
+async def until_one_ends(
+    services: Mapping[str, Service], processes: dict[str, Process], stop: Event, when_ready: str
+) -> str | None:
+    """Say when all are ready; the name of the first that ends the rest by its end, or None when `stop` was set."""
+    stopping, ready = create_task(stop.wait()), Event()
+    leading = create_task(lead(services, processes, ready, when_ready))
     ends: dict[Task[int], str] = {create_task(process.wait()): name for name, process in processes.items()}
+    fatal: list[str] = []
     try:
-        done, _ = await asyncio.wait({stopping, *ends}, return_when=FIRST_COMPLETED)
-        if stopping not in done:
+        while not fatal and not stop.is_set():
+            done, _ = await asyncio.wait({stopping, *ends}, return_when=FIRST_COMPLETED)
+            ended = [ends.pop(task) for task in list(ends) if task in done]
+            fatal = [name for name in ended if services[name].instance is None or not ready.is_set()]
+        if not stop.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(SIGNAL_FOR):
                     await stop.wait()
-        return None if stop.is_set() else next(name for task, name in ends.items() if task in done)
+        return None if stop.is_set() else fatal[0]
     finally:
-        for task in (stopping, ready, *ends):
+        for task in (stopping, leading, *ends):
             task.cancel()
 
 
-async def all_ready(processes: Mapping[str, Process], when_ready: str) -> None:
-    """Hand on what each has to say, and then our own line."""
-    for name, process in processes.items():
-        line = b"" if process.stdout is None else await process.stdout.readline()
-        if not line:
+async def lead(services: Mapping[str, Service], processes: dict[str, Process], ready: Event, when_ready: str) -> None:
+    """Hand on what each has to say, and then our own line; from then on do what the first wishes."""
+    for name in services:
+        if not await introduce(services[name], processes[name]):
             return  # it ended
-        say(f"{name} {line.decode().strip()}")
+    ready.set()
     say(when_ready)
+    wishes = processes[next(iter(services))].stdout
+    while wishes is not None and (line := await wishes.readline()):
+        deed, _, name = line.decode().strip().partition(" ")
+        if name in services and services[name].instance is not None:
+            await (kill_one if deed == "kill" else start_again)(services[name], processes)
+
+
+async def introduce(service: Service, process: Process) -> bool:
+    """Hand on its ready line; false if it ended before that."""
+    line = b"" if process.stdout is None else await process.stdout.readline()
+    if line:
+        say(f"{service.name} {line.decode().strip()}")
+    return bool(line)
+
+
+async def kill_one(service: Service, processes: Mapping[str, Process]) -> None:
+    """End an instance without a warning."""
+    process = processes[service.key]
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+        say(f"{service.key} was killed")
+
+
+async def start_again(service: Service, processes: dict[str, Process]) -> None:
+    """Bring an instance back, if it is not there."""
+    if processes[service.key].returncode is None:
+        return
+    try:
+        processes[service.key] = await service.start_again()
+    except CannotListen as error:
+        say(f"{service.key} cannot be started: {error}")
+    else:
+        await introduce(service, processes[service.key])
 
 
 async def end(processes: Mapping[str, Process]) -> None:

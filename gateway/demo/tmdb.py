@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack
-from math import ceil
 
 import msgspec
 from aiohttp import web
@@ -28,13 +26,14 @@ from gateway import (
     Deadline,
     Gateway,
     GatewayError,
+    HttpPolicy,
+    HttpRefused,
     Policy,
     Rejected,
     RetryPolicy,
     TimeoutPolicy,
 )
-from gateway.demo.client import HttpClient, RefusedAnswer, Secret
-from gateway.demo.faults import answer
+from gateway.demo.faults import answer, retry_after
 
 log = logging.getLogger("gateway.demo")
 
@@ -45,6 +44,8 @@ POLICY = Policy(
     bulkhead=BulkheadPolicy(limit=20, queue=20),
     breaker=BreakerPolicy(evidence_after=0.4),  # the catalog's page cuts our tries
 )
+LONGEST_BODY = 1024 * 1024
+"""Bytes; a film is a few thousand."""
 NOT_FOUND = 404
 KEY_REFUSED = frozenset({401, 403})
 
@@ -61,13 +62,11 @@ class Tmdb:
 
     def __init__(self, key: str, url: str = BASE_URL) -> None:
         self.gate = Gateway()
-        tmdb = self.gate.upstream("tmdb", policy=POLICY)
-        self._client = client = HttpClient(tmdb, url.rstrip("/").removesuffix("/3"), secret=secret_of(key))
+        tmdb = self.gate.http("tmdb", url.rstrip("/").removesuffix("/3"), policy=POLICY, http=http_with(key))
         self._key_refused = False
 
-        @tmdb.operation(idempotent=True)
-        async def movie(movie_id: str) -> Found:
-            return await client.get("3", "movie", movie_id, into=Found)
+        @tmdb.get("/3/movie/{movie_id}", into=Found)
+        async def movie(movie_id: str) -> Found: ...
 
         self._movie = movie
 
@@ -83,9 +82,7 @@ class Tmdb:
         app.router.add_get("/movies/{movie_id}", self.movie)
 
     async def _open(self, _: web.Application) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._client)
-            await stack.enter_async_context(self.gate)
+        async with self.gate:
             yield
 
     async def movie(self, request: web.Request) -> web.Response:
@@ -96,7 +93,7 @@ class Tmdb:
         try:
             with Deadline.from_headers(request.headers):
                 found = await self._movie(movie_id)
-        except RefusedAnswer as refused:
+        except HttpRefused as refused:
             return self._refused(movie_id, refused.status)
         except GatewayError as error:
             return failed(error)
@@ -115,14 +112,16 @@ class Tmdb:
         return answer({"error": problem}, status=502)
 
 
-def secret_of(key: str) -> Secret:
+def http_with(key: str) -> HttpPolicy:
     """How TMDB wants a key: tokens of v4 are JWTs, with dots; keys of v3 have none."""
-    return Secret(headers={"Authorization": f"Bearer {key}"}) if "." in key else Secret(query={"api_key": key})
+    if "." in key:
+        return HttpPolicy(headers={"Authorization": f"Bearer {key}"}, max_body=LONGEST_BODY)
+    return HttpPolicy(params={"api_key": key}, max_body=LONGEST_BODY)
 
 
 def failed(error: GatewayError) -> web.Response:
     """What to say when there is no answer: when to come back, where that is known."""
     content = {"error": f"{type(error).__name__}: {error}", "upstream": error.upstream, "outcome": error.outcome}
     if error.retry_after is not None or (isinstance(error, Rejected) and not isinstance(error, TimeoutError)):
-        return answer(content, status=503, headers={"Retry-After": str(max(1, ceil(error.retry_after or 0)))})
+        return answer(content, status=503, headers=retry_after(error))
     return answer(content, status=504 if isinstance(error, TimeoutError) else 502)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from fallbacks.answer import Answer, Tier
 from gateway.http.declared import Declared
@@ -162,6 +162,10 @@ class Method(RoutedOperation[..., HttpReply]):
         if request.idempotency_key is not None and not self.idempotent:
             return await self.upstream.keyed(self.method).ask(request)
         return await super().ask(request)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Self:  # type: ignore[override]
+        """In a class it is what it is anywhere else: it is given a path, and no `self`."""
+        return self
 
     async def _reply(self, *given: Any) -> HttpReply:
         request = self._request(*given)

@@ -59,8 +59,13 @@ class Resolver(AbstractResolver):
             with suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(tell, addresses, error)
 
-        Thread(target=run, name=f"resolve {host}", daemon=True).start()
-        addresses = await found
+        hold: Callable[[int], None] = getattr(loop, "hold_clock", lambda _: None)  # virtual time waits for threads
+        hold(1)
+        try:
+            Thread(target=run, name=f"resolve {host}", daemon=True).start()
+            addresses = await found
+        finally:
+            hold(-1)
         if not addresses:
             raise OSError("the name has no address")
         return [

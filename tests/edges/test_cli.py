@@ -46,6 +46,7 @@ def test_help_names_every_option_of_the_demo() -> None:
         "admin-port",
         "info-url",
         "ratings-url",
+        "instances",
     ):
         assert f"--{option} " in told.stdout
     assert "--from-parent" not in told.stdout
@@ -136,6 +137,12 @@ def test_a_host_that_is_not_ours_is_named(host: str, complaint: str) -> None:
         ("demo", "info", "--port", "65536"),
         ("demo", "catalog", "--info-url", "localhost:8082"),
         ("demo", "catalog", "--ratings-url", "ftp://localhost"),
+        ("demo", "catalog", "--ratings-url", "http://localhost", "--ratings-url", "localhost"),
+        ("demo", "--instances", "0"),
+        ("demo", "ratings", "--instances", "3"),
+        ("demo", "--scenario", "--instances", "3"),
+        ("demo", "--instances", "3", "--ratings-url", "http://127.0.0.1:9"),
+        ("demo", "--instances", "3", "--ratings-port", "65534"),
     ],
 )
 def test_a_wrong_use_exits_with_2_and_says_why(arguments: tuple[str, ...]) -> None:
