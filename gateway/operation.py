@@ -383,7 +383,8 @@ class Operation(Generic[P, T]):
         else:
             # By a deadline nearer than a try of this upstream has; here, or in a call that the function made.
             cut = timer.nearer and (timer.fired_at is not None or of_the_deadline(error))
-            breaker.leave(circuit, now, None if cut and not ran_long else True, slow)
+            says_nothing = (cut and not ran_long) or self._spared(call, error)
+            breaker.leave(circuit, now, None if says_nothing else True, slow)
             call.failure = self._failure(call, timer if timed_out else None, took, error)
             if call.failure.retry_after and not isinstance(
                 error, GatewayError
@@ -481,6 +482,10 @@ class Operation(Generic[P, T]):
 
     def _elsewhere(self, call: Call) -> bool:  # noqa: ARG002 - for those that know of several places
         """Whether the next try of a call that failed would go to another place than those that failed it."""
+        return False
+
+    def _spared(self, call: Call, error: BaseException) -> bool:  # noqa: ARG002 - see above
+        """Whether a try that failed says nothing of the upstream as a whole, for it goes on at another place of it."""
         return False
 
     async def _rest(self, call: Call, pause: float) -> None:

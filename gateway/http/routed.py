@@ -17,7 +17,11 @@ T = TypeVar("T")
 
 
 class RoutedOperation(Operation[P, T]):
-    """A try that failed where the next one does not go need not be waited for, and holds nobody back."""
+    """A try that failed where the next one does not go: that is a matter of its endpoint.
+
+    It need not be waited for, holds nobody back, and says nothing to the circuit, which is about the upstream as a
+    whole: one dead endpoint of three must not close the other two.
+    """
 
     upstream: HttpUpstream
 
@@ -51,6 +55,16 @@ class RoutedOperation(Operation[P, T]):
         if trip is None or failure is None:
             return False
         return self.upstream.routes.elsewhere(trip, failure.__cause__ or failure)
+
+    def _spared(self, call: Call, error: BaseException) -> bool:
+        trip, upstream = self.trip_of(call), self.upstream
+        if trip is None or not (self.idempotent or call.not_sent) or call.attempts >= upstream.retry.policy.attempts:
+            return False
+        if call.tries is not None and call.tries.left < 1:
+            return False
+        if upstream.budget is not None and upstream.budget.snapshot().left < 1:
+            return False
+        return upstream.routes.elsewhere(trip, error)
 
     def _leave_alone(self, call: Call, breaker: Circuit, now: float, retry_after: float) -> None:
         if not self._elsewhere(call):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
 import resource
+import socket
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +39,31 @@ MEGABYTE = 1024 * 1024
 
 
 # -- what goes out
+
+
+def connected_to(port: int) -> int:
+    """How many sockets of this process are connected to a port."""
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError), socket.socket(fileno=os.dup(int(descriptor.name))) as sock:
+            count += sock.family is socket.AF_INET and sock.getpeername()[1] == port
+    return count
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="Linux tells which sockets are open")
+async def test_a_server_that_does_not_read_keeps_no_connection_when_the_call_is_over(gate: Gateway) -> None:
+    async def never_reads(visit: Visit) -> None:
+        visit.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.sleep(3600)
+
+    async with serving(never_reads) as server:
+        up = gate.http("up", server.url, policy=Policy(timeout=TimeoutPolicy(attempt=0.05), retry=ONE_TRY))
+
+        error = await ended(up.post("/", data=b"x" * 16 * MEGABYTE))
+        await asyncio.sleep(0.01)
+
+        assert isinstance(error, UnknownTimeout)
+        assert connected_to(server.port) == 0
 
 
 @pytest.mark.parametrize(
@@ -414,3 +443,20 @@ async def test_nobody_stands_in_for_a_stream(gate: Gateway) -> None:
             await answer.__aexit__(None, None, None)
         with pytest.raises(RuntimeError):
             _ = up.stream("GET", "/").status
+
+
+async def test_a_stream_whose_connections_are_closed_under_it_is_broken() -> None:
+    async def begins(visit: Visit) -> None:
+        await visit.request()
+        await visit.say(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nok")
+        await asyncio.sleep(3600)
+
+    async with serving(begins) as server, Gateway() as gate:
+        up = gate.http("up", server.url, policy=QUIET)
+
+        with pytest.raises(Failed) as lost:
+            async with up.stream("GET", "/") as answer:
+                async for _ in answer:
+                    await up.disconnect()
+
+        assert isinstance(lost.value.__cause__, ConnectionError)

@@ -43,7 +43,7 @@ LOAD = Policy(
     bulkhead=BulkheadPolicy(limit=12),
     retry=RetryPolicy(attempts=2, budget=BudgetPolicy(burst=20)),
 )
-QUICK = HttpPolicy(endpoints=EndpointsPolicy(eject_for=0.2, ramp_for=0.3))
+QUICK = HttpPolicy(endpoints=EndpointsPolicy(eject_for=0.2, ramp_for=0.5))
 
 
 async def load(up: HttpUpstream, number: int, *, method: str = "GET", workers: int = 12) -> list[object]:
@@ -69,10 +69,10 @@ def calls(running: list[Instance]) -> list[int]:
 
 
 async def until(fits: object, *, patience: float = 3.0) -> None:
-    for _ in range(int(patience / 0.01)):
+    for _ in range(int(patience / 0.001)):
         if fits():  # type: ignore[operator]
             return
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.001)
     raise AssertionError("it never came to that")
 
 
@@ -111,36 +111,62 @@ async def test_one_of_three_dies_and_only_posts_on_their_way_to_it_are_unknown(g
         up = gate.http("up", urls(running), policy=LOAD, http=QUICK)
         sick = running[1]
 
-        under_load = asyncio.create_task(load(up, 300, method="POST"))
+        under_load = asyncio.create_task(load(up, 600, method="POST"))
         await until(lambda: sick.calls > 10 and sick.in_flight > 1)
-        on_their_way = [one.in_flight for one in up.endpoints.endpoints][1]
         await sick.die()
         results = await under_load
 
         ended_so = kinds(results)
-        assert ended_so["fine"] + ended_so["Unknown"] == 300
-        assert 0 < ended_so["Unknown"] <= on_their_way
+        assert ended_so["fine"] + ended_so["Unknown"] == 600
+        assert 0 < ended_so["Unknown"] <= LOAD.bulkhead.limit
         assert max(Counter(order for one in running for order in one.orders).values()) == 1
 
 
 async def test_one_that_comes_back_is_let_in_by_a_ramp(gate: Gateway) -> None:
+    asked_all_the_same = EndpointsPolicy(eject_for=0.2, ramp_for=0.5, failures_in_a_row=3, failure_cost=0.0)
     async with instances(3) as running:
-        up = gate.http("up", urls(running), policy=LOAD, http=QUICK)
+        up = gate.http("up", urls(running), policy=LOAD, http=HttpPolicy(endpoints=asked_all_the_same))
         sick = running[1]
         await sick.die()
-        await load(up, 100)
-        assert states(up) == ["healthy", "ejected", "healthy"]
+        while_it_is_dead: list[object] = []
+        while states(up) != ["healthy", "ejected", "healthy"]:
+            while_it_is_dead += await load(up, 20)
         await sick.start()
         await until(lambda: states(up)[1] == "ramping")
+        assert set(kinds(while_it_is_dead)) == {"fine"}
 
         in_the_ramp = await load(up, 60)
         share_in_the_ramp = sick.calls
+        assert states(up)[1] == "ramping"
         await until(lambda: states(up)[1] == "healthy")
         after_it = await load(up, 300)
 
         assert kinds(in_the_ramp + after_it) == {"fine": 360}
         assert share_in_the_ramp < 15
         assert sick.calls - share_in_the_ramp > 50
+
+
+async def test_one_that_is_dead_from_the_start_does_not_open_the_circuit(gate: Gateway) -> None:
+    async with instances(3) as running:
+        up = gate.http("up", urls(running), policy=LOAD, http=QUICK)
+        await running[1].die()
+
+        results = await load(up, 100)
+
+        assert kinds(results) == {"fine": 100}
+        assert up.snapshot().breaker.failures == 0
+
+
+async def test_when_all_are_down_the_circuit_opens(gate: Gateway) -> None:
+    async with instances(3) as running:
+        up = gate.http("up", urls(running))
+        for one in running:
+            await one.die()
+
+        results = await load(up, 40)
+
+        assert kinds(results)["CircuitOpen"] > 0
+        assert up.snapshot().breaker.state == "open"
 
 
 async def test_when_all_are_down_calls_fail_as_what_was_not_sent(gate: Gateway) -> None:
@@ -221,6 +247,30 @@ async def test_it_is_paid_for_by_the_budget(gate: Gateway) -> None:
 
         assert (one.attempts, two.attempts) == (2, 1)
         assert "retry budget" in str(two.__notes__)
+
+
+@pytest.mark.parametrize(
+    ("retry", "left", "counted_failures"),
+    [
+        (ONE_TRY, 9, 6),  # none goes on
+        (RetryPolicy(wait=lambda _: 0.0), 9, 3),  # one of the two of each call does
+        (RetryPolicy(budget=BudgetPolicy(ratio=0.0, minimum=1e-9, burst=1)), 9, 3),
+        (RetryPolicy(), 0, 3),
+    ],
+)
+async def test_only_a_failure_that_goes_on_elsewhere_is_spared_the_circuit(
+    gate: Gateway, retry: RetryPolicy, left: int, counted_failures: int
+) -> None:
+    async with instances(2) as running:
+        up = gate.http("up", urls(running), policy=Policy(retry=retry, breaker=NEVER_OPENS))
+        for one in running:
+            one.mode = "500"
+
+        with Deadline.from_headers({Deadline.ATTEMPTS: str(left), "X-Deadline-Ms": "5000"}):
+            for _ in range(6 if retry is ONE_TRY else 3):
+                await ended(up.get("/"))
+
+        assert up.snapshot().breaker.failures == counted_failures
 
 
 async def test_a_try_that_has_no_time_left_is_not_made(gate: Gateway) -> None:
@@ -325,19 +375,26 @@ async def test_a_key_that_was_certainly_not_sent_goes_elsewhere(gate: Gateway) -
         assert kinds(results) == {"fine": 10}
 
 
-async def test_a_key_whose_endpoint_has_left_the_list_is_not_tried_at_another(gate: Gateway) -> None:
+@pytest.mark.parametrize("declared", [False, True])
+async def test_a_key_whose_endpoint_has_left_the_list_is_not_tried_at_another(gate: Gateway, declared: bool) -> None:
     async with instances(2) as running:
         policy = Policy(retry=RetryPolicy(wait=lambda _: 0.0), breaker=NEVER_OPENS)
         up = gate.http("up", running[0].url, policy=policy)
         running[0].mode = "hang"
 
-        call = asyncio.create_task(ended(up.post("/", data="x", idempotency_key="order 7")))
+        @up.post("/", into=HttpReply, idempotency_key=lambda data: "order 7")
+        async def pay(data: str) -> HttpReply: ...
+
+        call = asyncio.create_task(
+            ended(pay("x") if declared else up.post("/", data="x", idempotency_key="order 7")),
+        )
         await until(lambda: running[0].in_flight)
         up.replace_endpoints([running[1].url])
         await running[0].die()
         error = await call
 
         assert isinstance(error, Failed)
+        assert error.attempts == 1
         assert running[1].calls == 0
 
 
@@ -489,7 +546,7 @@ CHECKED = HttpPolicy(
 )
 
 
-@pytest.mark.parametrize("way", ["close", "hang", "500"])
+@pytest.mark.parametrize("way", ["close", "hang", "drip", "500", "404", "302"])
 async def test_checks_take_out_what_is_ill_and_let_it_in_again_at_no_call_s_cost(gate: Gateway, way: str) -> None:
     async with instances(3) as running:
         up = gate.http("up", urls(running), http=CHECKED)
