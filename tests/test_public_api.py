@@ -28,8 +28,12 @@ from gateway import (
     BulkheadPolicy,
     CircuitBreaker,
     Deadline,
+    EndpointsPolicy,
     Event,
     Gateway,
+    HttpPolicy,
+    HttpRefused,
+    HttpReply,
     LastGood,
     Operation,
     Outcome,
@@ -50,6 +54,7 @@ EXPORTS = [
     *TIERS,
     *("Gateway", "Upstream", "Operation", "Deadline", "Bulkhead", "CircuitBreaker", "Permit", "Retry"),
     *("Policy", "TimeoutPolicy", "RetryPolicy", "BudgetPolicy", "BulkheadPolicy", "BreakerPolicy"),
+    *("HttpPolicy", "EndpointsPolicy", "HttpReply", "HttpRefused"),
     *("Outcome", "GatewayError", "Rejected", "CircuitOpen", "BulkheadFull", "DeadlineExceeded", "GatewayClosed"),
     *("Failed", "FailedTimeout", "Unknown", "UnknownTimeout", "Refused", "NotSent"),
     *("ConfigError", "ConfigErrors", "UnknownName", "KeyNeeded", "WrongLoop"),
@@ -133,6 +138,10 @@ EMPTY = inspect.Parameter.empty
 SIGNATURES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
     "Gateway": (Gateway, [], {}),
     "Gateway.upstream": (Gateway.upstream, ["name"], {"policy": Policy()}),
+    "Gateway.http": (Gateway.http, ["name", "url"], {"policy": Policy(), "http": HttpPolicy()}),
+    "HttpReply": (HttpReply, ["status", "lines", "body"], {}),
+    "HttpReply.json": (HttpReply.json, ["into"], {}),
+    "HttpReply.text": (HttpReply.text, [], {}),
     "Gateway.close": (Gateway.close, [], {"drain_for": 5.0, "join_for": 5.0}),
     "Gateway.open": (Gateway.open, [], {}),
     "Gateway.close_blocking": (Gateway.close_blocking, [], {"drain_for": 5.0, "join_for": 5.0}),
@@ -239,6 +248,17 @@ POLICIES = {
         *("probes", "max_half_open", "after_max_half_open", "auto_half_open", "evidence_after", "enforce"),
         *("min_callers", "ramp_for", "max_circuits"),
     },
+    HttpPolicy: {
+        *("headers", "params", "statuses", "max_body", "max_header", "max_headers", "redirects"),
+        *("keepalive_for", "keepalive_margin", "dns_for", "resolve", "ca_file", "certificate", "certificate_key"),
+        *("trust_env", "deadline_header", "deadline_unit", "idempotency_header", "stream_for"),
+        *("endpoints", "health_path", "health_every", "health_timeout"),
+    },
+    EndpointsPolicy: {
+        *("failures_in_a_row", "window_for", "min_calls", "failure_rate", "slow_factor"),
+        *("eject_for", "eject_cap", "forgive_after", "max_ejected", "ramp_for", "decay_for", "failure_cost"),
+        *("max_report_age", "share_keys"),
+    },
 }
 
 
@@ -289,6 +309,56 @@ def test_the_defaults_of_the_knobs() -> None:
         "max_circuits": 1000,
         "enforce": True,
     }
+
+
+def test_the_defaults_of_http() -> None:
+    http = HttpPolicy()
+
+    assert (http.max_body, http.redirects, http.trust_env) == (10 * 1024 * 1024, 0, False)
+    assert (http.deadline_header, http.deadline_unit, http.idempotency_header) == (
+        "X-Deadline-Ms",
+        "ms",
+        "Idempotency-Key",
+    )
+    assert (http.statuses, http.health_path, http.endpoints.max_ejected) == ({}, None, 0.5)
+
+
+METHODS = ["get", "head", "options", "post", "put", "patch", "delete"]
+SENDING = {"params": None, "headers": None, "json": None, "data": None, "idempotency_key": None}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_of_an_http_upstream_is_an_operation(name: str) -> None:
+    upstream = Gateway().http("ratings", "http://127.0.0.1:9")
+    method = getattr(upstream, name)
+
+    assert isinstance(upstream, Upstream)
+    assert isinstance(method, Operation)
+    assert (method.name, method.upstream) == (name, upstream)
+    assert upstream.request(name.upper()) is upstream[name] is method
+    for call in (type(method).__call__, type(method).ask):
+        assert positional(call) == ["path"]
+        assert SENDING.items() <= keyword_only(call).items()
+
+
+def test_a_declared_operation_takes_what_any_operation_takes() -> None:
+    upstream = Gateway().http("ratings", "http://127.0.0.1:9")
+    usual = keyword_only(Upstream.operation)
+
+    declared = keyword_only(type(upstream.get).__call__)
+
+    assert usual.items() <= declared.items()
+    assert declared["into"] is None
+
+
+def test_a_no_over_http_is_a_refusal_with_status_and_reply() -> None:
+    reply = HttpReply(404, (("Content-Type", "application/json"),), b"[]")
+    refused = HttpRefused("GET http://host/1", reply=reply)
+
+    assert issubclass(HttpRefused, gateway.Refused)
+    assert (refused.status, refused.reply) == (404, reply)
+    assert (reply.status, reply.headers["content-type"], reply.body) == (404, "application/json", b"[]")
+    assert (reply.json(), reply.json(into=list[int]), reply.text()) == ([], [], "[]")
 
 
 def test_least_counts_and_rates() -> None:

@@ -8,7 +8,8 @@ How a page is read, block by block, in order and in virtual time:
 - ```output, right after one of these, is what it prints, to the letter (save for the seconds that pytest took).
   What shows no output prints none.
 
-The table of knobs in docs/numbers.md is made of the docstrings in gateway/policy.py. To make it anew:
+The tables of knobs in docs/numbers.md and docs/http.md are made of the docstrings in gateway/policy.py. To make them
+anew:
 
     .venv/bin/python tests/edges/test_docs.py
 """
@@ -21,7 +22,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from inspect import iscoroutine
 from itertools import pairwise
 from math import inf
@@ -32,8 +33,9 @@ from typing import Any
 import pytest
 
 import gateway
-from gateway import Gateway, Outcome, Source
+from gateway import EndpointsPolicy, Gateway, HttpPolicy, Outcome, Source
 from gateway.config.knobs import Knob, knobs, tables
+from gateway.http.statuses import Statuses
 from gateway.policy import KNOBS, SECTIONS, Quantity
 from gateway.testing import assert_nothing_left
 
@@ -42,6 +44,8 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 NUMBERS = DOCS / "numbers.md"
 TABLE_BEGINS = "<!-- the knobs: made by tests/edges/test_docs.py from gateway/policy.py -->\n"
+HTTP = DOCS / "http.md"
+HTTP_TABLE_BEGINS = "<!-- the knobs of HTTP: made by tests/edges/test_docs.py from gateway/policy.py -->\n"
 TABLE_ENDS = "<!-- end of the knobs -->\n"
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
@@ -176,8 +180,10 @@ def documented(policy: ast.ClassDef) -> Iterator[tuple[str, str, str]]:
             if isinstance(default, ast.Call) and ast.unparse(default.func) == "Derived":
                 (default,) = default.args
             elif isinstance(default, ast.Call) and ast.unparse(default.func) == "field":
-                (factory,) = default.keywords
-                default = ast.Call(func=factory.value, args=[], keywords=[])
+                factory = next(one.value for one in default.keywords if one.arg == "default_factory")
+                default = (
+                    factory.body if isinstance(factory, ast.Lambda) else ast.Call(func=factory, args=[], keywords=[])
+                )
             yield field.target.id, ast.unparse(default), " ".join(str(below.value.value).split())
 
 
@@ -187,6 +193,20 @@ def table_of_knobs() -> str:
     rows += [
         f"| `{path}` | {takes(knobs()[path])} | `{default}` | {reason} |" for path, (default, reason) in known.items()
     ]
+    return "\n".join(rows) + "\n"
+
+
+def table_of_http_knobs() -> str:
+    rows = ["| knob | default | what it is, and why |", "|---|---|---|"]
+    classes = {
+        node.name: node
+        for node in ast.parse((ROOT / "gateway" / "policy.py").read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    for table, kind in (("http", HttpPolicy), ("http.endpoints", EndpointsPolicy)):
+        told = list(documented(classes[kind.__name__]))
+        assert {name for name, *_ in told} == {field.name for field in fields(kind)}
+        rows += [f"| `{table}.{name}` | `{default}` | {reason} |" for name, default, reason in told]
     return "\n".join(rows) + "\n"
 
 
@@ -205,10 +225,10 @@ def takes(knob: Knob) -> str:
     return words + ", or None" * knob.none
 
 
-def with_table(page: str, table: str) -> str:
-    before, _, rest = page.partition(TABLE_BEGINS)
+def with_table(page: str, table: str, begins: str = TABLE_BEGINS) -> str:
+    before, _, rest = page.partition(begins)
     _, _, after = rest.partition(TABLE_ENDS)
-    return f"{before}{TABLE_BEGINS}\n{table}\n{TABLE_ENDS}{after}"
+    return f"{before}{begins}\n{table}\n{TABLE_ENDS}{after}"
 
 
 def test_every_knob_has_a_default_and_a_reason() -> None:
@@ -222,6 +242,34 @@ def test_the_table_of_knobs_is_that_of_the_code() -> None:
     page = NUMBERS.read_text()
 
     assert page == with_table(page, table_of_knobs()), f"run: .venv/bin/python {Path(__file__).relative_to(ROOT)}"
+
+
+def test_the_table_of_the_knobs_of_http_is_that_of_the_code() -> None:
+    page = HTTP.read_text()
+
+    made = with_table(page, table_of_http_knobs(), HTTP_TABLE_BEGINS)
+    assert page == made, f"run: .venv/bin/python {Path(__file__).relative_to(ROOT)}"
+
+
+def test_the_table_of_statuses_is_that_of_the_code() -> None:
+    """Every status that there can be, with and without a `Retry-After`, for what may be repeated and what may not."""
+    table = next(table for table in re.findall(r"(?:^\|.*\|\n)+", HTTP.read_text(), re.MULTILINE) if "2xx" in table)
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in table.splitlines()]
+    statuses = Statuses({})
+
+    for status in range(200, 600):
+        for wait in (None, 1.0):
+            told = next(meanings for says, *meanings in rows[2:] if names(says, status, wait))
+            meaning = statuses.meaning(status, wait)
+            assert told[1] == meaning, status
+            assert told[0] == (Outcome.FAILED if meaning is Outcome.UNKNOWN else meaning), status
+
+
+def names(row: str, status: int, wait: float | None) -> bool:
+    """Whether the first cell of a row is about a status."""
+    if "`Retry-After`" in row and wait is None:
+        return False
+    return str(status) in row or f"{status // 100}xx" in row
 
 
 # -- what the pages name
@@ -265,7 +313,7 @@ def rows_of(page: Path, *, last: str) -> Iterator[tuple[str, str]]:
 @each_page
 def test_a_page_imports_only_what_users_have(page: Path) -> None:
     public = {"fallbacks", "gateway", "gateway.config", "gateway.log", "gateway.testing"}
-    tools = {"pytest", "pytest_asyncio", "tenacity"}
+    tools = {"aiohttp", "msgspec", "pytest", "pytest_asyncio", "tenacity"}
     own = {block.file.removesuffix(".py") for block in blocks_of(page) if block.file}
 
     imported = {
@@ -320,3 +368,4 @@ def anchors_of(page: Path) -> set[str]:
 
 if __name__ == "__main__":
     NUMBERS.write_text(with_table(NUMBERS.read_text(), table_of_knobs()))
+    HTTP.write_text(with_table(HTTP.read_text(), table_of_http_knobs(), HTTP_TABLE_BEGINS))

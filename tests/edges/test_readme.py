@@ -126,7 +126,10 @@ def typed(commands: str, demo: Running) -> str:
         commands = commands.replace(f":{port}", f":{demo.ports[name]}")
     done = subprocess.run(["sh", "-e"], input=commands, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    said = done.stdout
+    for name, port in PORTS.items():
+        said = said.replace(f":{demo.ports[name]}/", f":{port}/")
+    return said
 
 
 # -- the code

@@ -28,6 +28,9 @@ from gateway import (
     Gateway,
     GatewayError,
     GatewaySnapshot,
+    HttpPolicy,
+    HttpRefused,
+    HttpReply,
     LastGood,
     LatencySnapshot,
     Outcome,
@@ -294,3 +297,49 @@ async def everything(*args: int, **kwargs: str) -> dict[str, Any]:
 async def variadic() -> None:
     assert_type(await everything(1, 2, a="b"), dict[str, Any])
     await everything("no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# -- HTTP
+
+movies = gate.http("movies", "http://host/v1", policy=Policy(), http=HttpPolicy(max_body=1024))
+several = gate.http("several", ["http://one", ("http://two", 2.0)])
+
+
+@movies.get("/films/{film}", into=list[int], fallback=[LastGood(), Static([])], params={"deep": True})
+async def stars_of(film: str, *, page: int = 1) -> Any: ...
+
+
+def order_of(order: str, json: object) -> str:
+    return order if json else ""
+
+
+@movies.post("/charges", into=dict[str, int], idempotency_key=order_of, refused=(KeyError,))
+async def charge(order: str, json: object) -> Any: ...
+
+
+async def http() -> None:
+    assert_type(await movies.get("/films/1", params={"page": 1}, headers={"X-A": "b"}), HttpReply)
+    assert_type(await movies.get.ask("/films/1"), Answer[HttpReply])
+    assert_type(await movies.post("/films", json={"name": "Alien"}, idempotency_key="one"), HttpReply)
+    assert_type(await movies.request("PUT")("/films/1", data=b"x"), HttpReply)
+    assert_type(await stars_of("603", page=2), list[int])
+    assert_type(await stars_of.ask("603"), Answer[list[int]])
+    assert_type(await charge("7", {"cents": 900}), dict[str, int])
+    await stars_of(603)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await stars_of()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    async with movies.stream("GET", "/export") as stream:
+        assert_type(stream.status, int)
+        async for piece in stream:
+            assert_type(piece, bytes)
+
+
+def replies(reply: HttpReply, refused: HttpRefused) -> None:
+    assert_type(reply.json(into=list[int]), list[int])
+    assert_type(reply.json(), Any)
+    assert_type((reply.status, reply.body, reply.text()), tuple[int, bytes, str])
+    assert_type((refused.status, refused.reply), tuple[int, HttpReply])
+    assert_type(reply.headers["Content-Type"], str)
+    reply.status = 5  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    gate.http("x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    gate.http("x", "http://host", Policy())  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    movies.get("/a", into=int, fallback=[5])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]

@@ -85,10 +85,15 @@ class Instance:
             await asyncio.sleep(self.takes)
             if self.mode == "hang":
                 await asyncio.sleep(3600)
+            if self.mode == "drip":
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                while True:
+                    writer.write(b".")
+                    await asyncio.sleep(0.005)
             if self.mode == "cut":
                 writer.transport.abort()
                 raise ConnectionResetError
-            said = self.answer or reply(self.name.encode(), status=500 if self.mode == "500" else 200)
+            said = self.answer or reply(self.name.encode(), status=int(self.mode) if self.mode.isdigit() else 200)
             writer.write(said)
             await writer.drain()
         finally:

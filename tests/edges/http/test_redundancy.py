@@ -249,6 +249,30 @@ async def test_it_is_paid_for_by_the_budget(gate: Gateway) -> None:
         assert "retry budget" in str(two.__notes__)
 
 
+@pytest.mark.parametrize(
+    ("retry", "left", "counted_failures"),
+    [
+        (ONE_TRY, 9, 6),  # none goes on
+        (RetryPolicy(wait=lambda _: 0.0), 9, 3),  # one of the two of each call does
+        (RetryPolicy(budget=BudgetPolicy(ratio=0.0, minimum=1e-9, burst=1)), 9, 3),
+        (RetryPolicy(), 0, 3),
+    ],
+)
+async def test_only_a_failure_that_goes_on_elsewhere_is_spared_the_circuit(
+    gate: Gateway, retry: RetryPolicy, left: int, counted_failures: int
+) -> None:
+    async with instances(2) as running:
+        up = gate.http("up", urls(running), policy=Policy(retry=retry, breaker=NEVER_OPENS))
+        for one in running:
+            one.mode = "500"
+
+        with Deadline.from_headers({Deadline.ATTEMPTS: str(left), "X-Deadline-Ms": "5000"}):
+            for _ in range(6 if retry is ONE_TRY else 3):
+                await ended(up.get("/"))
+
+        assert up.snapshot().breaker.failures == counted_failures
+
+
 async def test_a_try_that_has_no_time_left_is_not_made(gate: Gateway) -> None:
     async with instances(2, takes=0.03) as running:
         for one in running:
@@ -351,19 +375,26 @@ async def test_a_key_that_was_certainly_not_sent_goes_elsewhere(gate: Gateway) -
         assert kinds(results) == {"fine": 10}
 
 
-async def test_a_key_whose_endpoint_has_left_the_list_is_not_tried_at_another(gate: Gateway) -> None:
+@pytest.mark.parametrize("declared", [False, True])
+async def test_a_key_whose_endpoint_has_left_the_list_is_not_tried_at_another(gate: Gateway, declared: bool) -> None:
     async with instances(2) as running:
         policy = Policy(retry=RetryPolicy(wait=lambda _: 0.0), breaker=NEVER_OPENS)
         up = gate.http("up", running[0].url, policy=policy)
         running[0].mode = "hang"
 
-        call = asyncio.create_task(ended(up.post("/", data="x", idempotency_key="order 7")))
+        @up.post("/", into=HttpReply, idempotency_key=lambda data: "order 7")
+        async def pay(data: str) -> HttpReply: ...
+
+        call = asyncio.create_task(
+            ended(pay("x") if declared else up.post("/", data="x", idempotency_key="order 7")),
+        )
         await until(lambda: running[0].in_flight)
         up.replace_endpoints([running[1].url])
         await running[0].die()
         error = await call
 
         assert isinstance(error, Failed)
+        assert error.attempts == 1
         assert running[1].calls == 0
 
 
@@ -515,7 +546,7 @@ CHECKED = HttpPolicy(
 )
 
 
-@pytest.mark.parametrize("way", ["close", "hang", "500"])
+@pytest.mark.parametrize("way", ["close", "hang", "drip", "500", "404", "302"])
 async def test_checks_take_out_what_is_ill_and_let_it_in_again_at_no_call_s_cost(gate: Gateway, way: str) -> None:
     async with instances(3) as running:
         up = gate.http("up", urls(running), http=CHECKED)

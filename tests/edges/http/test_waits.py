@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -326,3 +327,17 @@ async def test_a_thousand_requests_one_after_another_need_one_connection(gate: G
             await up.get("/")
 
         assert server.connections == 1
+
+
+async def test_a_caller_s_own_timeout_is_one_while_no_connection_is_made_too(gate: Gateway) -> None:
+    def never(name: str) -> list[str]:
+        time.sleep(0.2)
+        return []
+
+    up = gate.http("up", "http://nowhere.test", http=HttpPolicy(resolve=never))
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.02):
+            await up.get("/")
+
+    assert counted(up) == {"asked": 1, "cancelled": 1, "attempts": 1}
