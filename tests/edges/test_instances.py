@@ -17,6 +17,7 @@ import pytest
 
 from gateway.demo import info, ratings
 from gateway.demo.catalog import Catalog
+from gateway.demo.processes import SIGNAL_FOR
 from gateway.testing import assert_nothing_left
 from tests.edges.browser import browsing
 from tests.edges.running import ANY_PORTS, Running, ask, free_ports, lives, running
@@ -179,8 +180,11 @@ def test_pages_stay_live_while_the_page_kills_an_instance_and_starts_it_again(de
 def test_an_instance_that_is_killed_by_hand_does_not_end_the_demo(demo: Running) -> None:
     pid = pid_of(instances_of(demo)[0])
     os.kill(pid, signal.SIGKILL)
+    killed_at = time.monotonic()
     until(demo, 1, up=False)
-    pages = [demo.get("catalog", f"/catalog/{number}") for number in range(20)]
+    pages = []
+    while time.monotonic() < killed_at + 3 * SIGNAL_FOR:  # by then it would have begun to end
+        pages.append(demo.get("catalog", f"/catalog/{len(pages)}"))
     wish(demo, 1, "start")
     until(demo, 1, up=True)
 
