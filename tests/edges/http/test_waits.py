@@ -160,7 +160,7 @@ async def test_any_limit_that_ends_the_connecting_finds_nothing_sent(
     assert type(error) is kind
     assert (error.outcome, error.waited_for) == (Outcome.FAILED, limit)
     assert isinstance(error.__cause__, NotSent)
-    assert f"{black_hole}/: no connection within the 0.03" in str(error)
+    assert f"{black_hole}/: no connection within the 0." in str(error)
 
 
 async def test_a_caller_who_leaves_while_connecting_has_left(gate: Gateway, black_hole: str) -> None:
@@ -207,7 +207,7 @@ async def test_any_limit_that_ends_the_waiting_finds_it_sent(
         assert type(error) is kind
         assert error.waited_for == limit
         assert f"{method} {server.url}/deed: " in str(error)
-        assert ("silence for 0.030 s" if limit == "read" else "no whole answer within 0.03") in str(error)
+        assert ("silence for 0.030 s" if limit == "read" else "no whole answer within 0.") in str(error)
         assert len(server.requests) == 1
 
 
