@@ -365,6 +365,9 @@ class HttpPolicy:
     """The request header that says how much time is left. None: nothing is said."""
     deadline_unit: Literal["ms", "s"] = "ms"
     """Its unit: whole milliseconds, or seconds with a fraction."""
+    propagate: Callable[[], Mapping[str, str]] | None = None
+    """A plain function that gives headers from the context a request is sent in, such as W3C's `traceparent`: what
+    OpenTelemetry's `inject` writes, or what came with the request that is being answered. None: nothing goes along."""
     idempotency_header: str = "Idempotency-Key"
     """The request header for `idempotency_key=` (IETF draft "The Idempotency-Key HTTP Header Field")."""
     stream_for: float = 300.0
@@ -387,6 +390,8 @@ class HttpPolicy:
         for name, value in (*self.headers.items(), *self.params.items()):
             if not isinstance(name, str) or not isinstance(value, str):
                 raise ConfigError("http.headers", "a name or a value is no str", "give dicts of str to str")
+        if self.propagate is not None and not callable(self.propagate):
+            raise ConfigError("http.propagate", f"{self.propagate!r} is no function", "give a function of nothing")
         self._check_statuses()
         _count("http.max_body", self.max_body, or_inf=True)
         _count("http.max_header", self.max_header)

@@ -8,7 +8,9 @@ Policies and defaults are those of the Hystrix course; in front of the defaults 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -59,7 +61,10 @@ POLICY = Policy(
 )
 INFO_POLICY = POLICY.tuned_fields({"breaker.probes": 5})
 """A page asks for its films at once: let one page find out, not one film of it."""
-HTTP = HttpPolicy(max_body=1024 * 1024)
+TRACE: ContextVar[Mapping[str, str]] = ContextVar("trace", default=MappingProxyType({}))
+"""The trace that a page's own caller is in; its requests belong to it."""
+TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
+HTTP = HttpPolicy(max_body=1024 * 1024, propagate=TRACE.get)
 """A page needs a few kilobytes; what sends a megabyte means no good."""
 POSTERS_POLICY = Policy(timeout=TimeoutPolicy(call=PAGE_FOR), bulkhead=BulkheadPolicy(limit=4, queue=40))
 """Threads: more at once than cores would only take turns."""
@@ -150,7 +155,7 @@ class Catalog:
 
     def create(self) -> web.Application:
         """The service."""
-        app = web.Application(middlewares=[errors])
+        app = web.Application(middlewares=[traced, errors])
         FaultSwitch().install(app)
         app.cleanup_ctx.append(self._open)
         app.router.add_get("/catalog/{user_id}", self.page)
@@ -203,6 +208,13 @@ class Catalog:
             return await self._movie.ask(movie_id)
         except (HttpRefused, ConfigError):  # the latter: "" or "..", which cannot stand in a path
             return Answer(NOT_FOUND)  # a live answer: there is no such film
+
+
+@web.middleware
+async def traced(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Keep the trace headers of a request for the requests that it leads to."""
+    TRACE.set({name: request.headers[name] for name in TRACE_HEADERS if name in request.headers})
+    return await handler(request)
 
 
 @web.middleware

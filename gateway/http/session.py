@@ -6,8 +6,9 @@ deadline, is a `NotSent`. From the moment a connection was handed out the reques
 
 from __future__ import annotations
 
+import logging
 from asyncio import CancelledError, get_running_loop
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from io import BytesIO
 from math import inf
 from ssl import SSLContext
@@ -31,11 +32,13 @@ from gateway.http.errors import (
 )
 from gateway.http.failures import failure_of
 from gateway.http.reply import HttpRefused, HttpReply
-from gateway.http.request import HttpRequest
+from gateway.http.request import HttpRequest, checked
 from gateway.http.routes import Route
 from gateway.http.statuses import Statuses, reason_for, retry_after_in
 from gateway.outcome import Outcome
 from gateway.policy import HttpPolicy, TimeoutPolicy
+
+log = logging.getLogger("gateway")
 
 PIECEMEAL = 1024 * 1024
 """Bytes; a longer body is written in pieces, so that the loop can breathe (aiohttp warns of anything else)."""
@@ -216,9 +219,11 @@ class Session:
     def _headers(self, request: HttpRequest, route: Route) -> CIMultiDict[str]:
         """What its caller says of it, and what the policy says where he does not."""
         key = request.idempotency_key
-        if not request.headers and key is None:
+        if not request.headers and key is None and self._policy.propagate is None:
             return route.headers
         headers = CIMultiDict(route.headers)
+        if self._policy.propagate is not None:
+            headers.update(propagated(self._policy.propagate))
         for name, _ in request.headers:
             headers.popall(name, None)
         headers.extend(request.headers)
@@ -251,6 +256,15 @@ class Session:
             response.close()
             raise BadReply(f"a body of more than {most:.0f} bytes")
         return bytes(body)
+
+
+def propagated(propagate: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:
+    """What goes along from the context. What goes wrong with that is no reason to send nothing."""
+    try:
+        return dict(checked(propagate()))
+    except Exception:
+        log.exception("HttpPolicy.propagate failed: the request goes without its headers")
+        return {}
 
 
 def what_of(request: HttpRequest, route: Route) -> str:

@@ -428,6 +428,18 @@ async def test_an_upstream_is_told_how_long_we_wait() -> None:
 
 
 @virtual
+async def test_the_trace_of_a_page_goes_along_to_its_upstreams_and_to_no_other_page() -> None:
+    recorder = Recorder(http(b'{"userId":"ada","ratings":[]}'))
+    async with raw(recorder) as url, browsing(ratings=url) as browser:
+        await browser.get("/catalog/ada", traceparent="00-1-2-01", tracestate="a=b", other="stays here")
+        await browser.get("/catalog/bob")
+
+    assert recorder.sent("traceparent") == ["00-1-2-01"]
+    assert recorder.sent("tracestate") == ["a=b"]
+    assert recorder.sent("other") == []
+
+
+@virtual
 async def test_a_caller_with_less_time_gets_its_page_within_it() -> None:
     async with raw(hanging) as url, browsing(ratings=url) as browser:
         page = await browser.get("/catalog/ada", **{"X-Deadline-Ms": "200"})
