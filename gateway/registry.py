@@ -32,12 +32,8 @@ from gateway import events
 from gateway.background import Background
 from gateway.blocking import EXIT, Visit, refuse_on_a_loop
 from gateway.bulkhead import Bulkhead
-from gateway.config import hangup
-from gateway.config.document import key_of
-from gateway.config.policies import ROOT, UNSHOWN, Policies, alike, told
-from gateway.config.watch import PolicyFile, Watch, located
 from gateway.context import AMBIENT, clock_of
-from gateway.outcome import ConfigError, ConfigErrors, GatewayClosed, UnknownName, WrongLoop
+from gateway.outcome import ConfigError, GatewayClosed, UnknownName, WrongLoop
 from gateway.policy import HttpPolicy, Policy
 from gateway.threads import ThreadPool
 from gateway.upstream import Upstream, UpstreamSnapshot, Workers, check_policy
@@ -45,6 +41,8 @@ from gateway.upstream import Upstream, UpstreamSnapshot, Workers, check_policy
 log = logging.getLogger("gateway")
 
 if TYPE_CHECKING:
+    from gateway.config.reloading import Reloading
+    from gateway.config.watch import Watch
     from gateway.http.client import HttpUpstream
 
 U = TypeVar("U", bound=Upstream)
@@ -81,10 +79,8 @@ class Gateway:
         self._loop: AbstractEventLoop | None = None  # the one it is open on, or closing
         self._closed = False
         self._closing: Event | None = None
-        self._file: PolicyFile | None = None
+        self._reloading: Reloading | None = None
         self._watch: Watch | None = None
-        self._hidden: Mapping[str, frozenset[str]] = {}  # which of its knobs were the environment's
-        self._in_file: Mapping[str, Policy] = {}  # what the file said when it was last read well
         self._in_code: dict[str, Policy] = {}  # what code said, by the names it has asked for
         self._opening = Lock()  # first uses in several threads
         self._background: Background | None = None
@@ -106,13 +102,18 @@ class Gateway:
         open, the file is read again when it opens. If that fails, the log says why, and the policies stay as they are.
         On a virtual loop only SIGHUP counts. Raises ConfigError with all that is wrong with the file.
         """
+        from gateway.config.reloading import Reloading  # noqa: PLC0415 - files are read by who has one
+        from gateway.config.watch import Watch, located  # noqa: PLC0415
+
         gate = cls()
-        gate._file = PolicyFile(path)
-        gate._watch = Watch(gate._file, gate.reload, check_every=check_every, on_hangup=on_hangup)
+        gate._reloading = reloading = Reloading(
+            path, gate._upstreams, in_code=gate._in_code, usual=USUAL, register=gate._register
+        )
+        gate._watch = Watch(reloading.file, gate.reload, check_every=check_every, on_hangup=on_hangup)
         try:
             gate.reload()
         except ConfigError as error:
-            error.add_note("\n".join(located(error, name=gate._file.name)))
+            error.add_note("\n".join(located(error, name=reloading.file.name)))
             raise
         gate._watch.listen()
         return gate
@@ -126,60 +127,9 @@ class Gateway:
         also without a file, and for limits that contradict those of an operation; WrongLoop in a thread that runs
         another loop.
         """
-        if self._file is None:
+        if self._reloading is None:
             raise ConfigError("policy file", "this gateway was not made from one", "use Gateway.from_file(path)")
-        return self.on_its_loop(partial(self._reload, self._file))
-
-    def _reload(self, file: PolicyFile) -> tuple[str, ...]:
-        read = file.read()
-        names = dict.fromkeys([*self._in_file, *read.policies])
-        wanted = {name: read.policies.get(name, self._in_code.get(name, USUAL)) for name in names}
-        wanted = {
-            name: policy
-            for name, policy in wanted.items()
-            if name not in self._upstreams or not alike(self._upstreams[name].policy, policy)
-        }
-        self._check(wanted, read)
-        self._apply(wanted, read)
-        self._in_file, self._hidden = read.policies, read.hidden
-        return tuple(wanted)
-
-    def _check(self, wanted: Mapping[str, Policy], read: Policies) -> None:
-        """Raise all that operations have against these policies."""
-        errors: list[ConfigError] = []
-        for name, policy in wanted.items():
-            if name in self._upstreams:
-                try:
-                    self._upstreams[name].check(policy)
-                except ConfigError as error:
-                    hidden = bool(read.hidden.get(name))
-                    problem, remedy = UNSHOWN if hidden else (error.problem, error.remedy)
-                    field = f"{key_of((ROOT, name))}.{error.field.removeprefix(f'{name}.')}"
-                    errors.append(ConfigError(field, f"with the limits of an operation, {problem}", remedy))
-        if errors:
-            raise ConfigErrors.together(errors)
-
-    def _apply(self, wanted: Mapping[str, Policy], read: Policies) -> None:
-        """Go by these policies. If one cannot be had after all, all are as before."""
-        before = {name: self._upstreams[name].policy for name in wanted if name in self._upstreams}
-        try:
-            for name, policy in wanted.items():
-                if name in self._upstreams:
-                    self._upstreams[name].policy = policy
-                else:
-                    self._register(name, policy)
-        except BaseException:
-            for name in wanted:
-                if name not in before:
-                    self._upstreams.pop(name, None)
-                else:
-                    with suppress(Exception):
-                        self._upstreams[name].policy = before[name]
-            raise
-        for name, policy in wanted.items():
-            if name in before:
-                hidden = self._hidden.get(name, frozenset()) | read.hidden.get(name, frozenset())
-                log.info("%s: %s", name, told(before[name], policy, hidden=hidden))
+        return self.on_its_loop(self._reloading.reload)
 
     # -- upstreams
 
@@ -232,11 +182,12 @@ class Gateway:
     def _policy_of(self, name: str, policy: Policy) -> Policy:
         """What holds for an upstream that the file has registered: the file, while it names it."""
         check_policy(name, policy)
-        if name not in self._in_file:
+        in_file = None if self._reloading is None else self._reloading.policies.get(name)
+        if in_file is None:
             return policy
         if policy is not USUAL:
             log.info("%s: the policy file wins over the policy= in code", name)
-        return self._in_file[name]
+        return in_file
 
     def _register(self, name: str, policy: Policy) -> Upstream:
         self._check_name(name)
@@ -384,7 +335,10 @@ class Gateway:
             with self._opening:
                 if self._loop is loop:
                     self._let_go()
-        hangup.give_back()  # the thread of the loop cannot
+        if self._watch is not None:
+            from gateway.config import hangup  # noqa: PLC0415 - as in `from_file`
+
+            hangup.give_back()  # the thread of the loop cannot
         return stuck + background.join(join_for)
 
     def __enter__(self) -> Self:

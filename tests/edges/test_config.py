@@ -32,6 +32,7 @@ from gateway import (
     Upstream,
 )
 from gateway.config import hangup
+from gateway.config.reloading import Reloading
 from gateway.testing import VirtualTimeLoop
 from tests.edges.running import GATEWAY, PATIENCE
 from tests.support import assert_all_gone, steps
@@ -472,7 +473,7 @@ async def test_a_reload_that_breaks_in_another_way_is_logged_and_it_goes_on_list
     file: Path, monkeypatch: pytest.MonkeyPatch, logged: Callable[[int], list[str]]
 ) -> None:
     gate = Gateway.from_file(file, check_every=LOOK)
-    monkeypatch.setattr(Gateway, "_apply", lambda *_: 1 / 0)
+    monkeypatch.setattr(Reloading, "_apply", lambda *_: 1 / 0)
 
     async with gate:
         file.write_text(limit_of(9))
