@@ -146,10 +146,8 @@ class Deadline:
     @classmethod
     def current(cls) -> Deadline | None:
         """The ambient deadline, or None."""
-        ambient = AMBIENT.get()
-        if ambient is None or ambient.at == inf:
-            return None
-        return cls(ambient.at, ambient.world.clock, tries=tries_under(ambient))
+        here = cls._here()
+        return None if here is None or here.at == inf else here
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, str]) -> Deadline:
@@ -163,13 +161,17 @@ class Deadline:
             deadline.tries = Tries(max(attempts - 1, 0))
         return deadline
 
-    @staticmethod
-    def outgoing() -> dict[str, str]:
+    @classmethod
+    def outgoing(cls) -> dict[str, str]:
         """The headers for a request that is sent from here, as `to_headers`; empty where there is nothing to tell."""
+        here = cls._here()
+        return {} if here is None else here.to_headers()
+
+    @classmethod
+    def _here(cls) -> Deadline | None:
+        """What is ambient, endless or not."""
         ambient = AMBIENT.get()
-        if ambient is None:
-            return {}
-        return Deadline(ambient.at, ambient.world.clock, tries=tries_under(ambient)).to_headers()
+        return None if ambient is None else cls(ambient.at, ambient.world.clock, tries=tries_under(ambient))
 
     @property
     def outer(self) -> Ambient | None:
@@ -187,7 +189,7 @@ class Deadline:
         Inside a try of something that is repeated, X-Attempts-Left says how many tries are left after this one.
         """
         left = self.remaining()
-        headers = {self.HEADER: str(int((left + HALF_MICROSECOND) * 1000))} if isfinite(left) else {}
+        headers = {self.HEADER: str(whole_ms(left))} if isfinite(left) else {}
         if self.tries is not None and isfinite(self.tries.left):
             headers[self.ATTEMPTS] = str(int(self.tries.left))
         return headers
@@ -214,6 +216,11 @@ class Deadline:
 
     def __repr__(self) -> str:
         return f"<Deadline in {self.at - self.clock():.3f} s>"
+
+
+def whole_ms(left: float) -> int:
+    """Whole milliseconds of what is left, rounded down; 0 when it is over."""
+    return int((left + HALF_MICROSECOND) * 1000) if left > 0 else 0
 
 
 def number_in(headers: Mapping[str, str], name: str) -> int | None:

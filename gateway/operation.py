@@ -83,8 +83,6 @@ CircuitBy = Literal["operation"] | Callable[..., Hashable] | ContextVar[Any]
 CANCELLED = Outcome.CANCELLED  # module globals: reading a member through its class costs a descriptor call
 GRACE = 0.05
 """A try that was told to end, and ends later than this, in seconds, has overrun."""
-
-
 FORGETFUL_GROUPS = sys.version_info < (3, 13)
 """A TaskGroup that fails cancels the task it stands in, and before 3.13 did not always take that back (gh-117407): an
 exception group is then told from the leaving of the caller by what it is."""
@@ -149,15 +147,14 @@ class OperationSnapshot:
     latency: LatencySnapshot
 
 
+@dataclass(slots=True, kw_only=True)
 class Cold:
     """What an operation keeps and a usual call does not look at: of many attributes, Python finds each more slowly."""
 
-    __slots__ = ("binds_class", "caller", "circuit_by", "namer_of_callers", "sender", "timeout")
-
     binds_class: bool
     circuit_by: Namer | None
-    caller: Namer | None  # where callers are told apart
-    namer_of_callers: Namer | None
+    names_caller: Namer | None
+    caller: Namer | None = None  # that, where callers are told apart
     sender: Callable[..., Awaitable[Any]]
     timeout: TimeoutPolicy | None
 
@@ -179,43 +176,37 @@ class Operation(Generic[P, T]):
         *,
         name: str,
         idempotent: bool | None,
-        fallback: Sequence[Tier],
-        refused: tuple[type[BaseException], ...],
-        classify: Callable[[Any], Outcome | None] | None,
-        key: Callable[..., Hashable] | None,
-        identity: Callable[[], Hashable] | None,
-        timeout: TimeoutPolicy | None,
-        circuit_by: CircuitBy | None,
-        caller: Callable[..., Hashable] | ContextVar[Any] | None,
+        fallback: Sequence[Tier] = (),
+        refused: Sequence[type[BaseException]] = (),
+        classify: Callable[[Any], Outcome | None] | None = None,
+        key: Callable[..., Hashable] | None = None,
+        identity: Callable[[], Hashable] | None = None,
+        timeout: TimeoutPolicy | None = None,
+        circuit_by: CircuitBy | None = None,
+        caller: Callable[..., Hashable] | ContextVar[Any] | None = None,
     ) -> None:
         update_wrapper(self, function)
         self.__wrapped__ = plain = function.__func__ if isinstance(function, classmethod) else function
         self.name = name
         self.upstream = upstream
         self.idempotent = idempotent
-        self._cold = Cold()
         self.calls: set[Call] = set()  # in flight
         self.tally = Tally()
         self.latency = Histogram()
-        self._cold.binds_class = isinstance(function, classmethod)
+        where = f"{upstream.name}.{name}"
+        self.circuit_key = OfOperation(name) if circuit_by == "operation" else None  # of a circuit of its own
+        self._cold = Cold(
+            binds_class=isinstance(function, classmethod),
+            circuit_by=namer_of_circuits(f"{where} circuit_by=", self.circuit_key, circuit_by),
+            names_caller=None if caller is None else namer(f"{where} caller=", caller),
+            sender=send,
+            timeout=timeout,
+        )
         self._refused = (Refused, ConfigError, *refused)
         self._classify = classify
-        self._cold.sender = send
         self.swap_sender(send)
         arguments = Arguments(plain)
         self._keys = Keys(upstream.name, name, arguments, key=key, identity=identity)
-        self._cold.timeout = timeout
-        where = f"{upstream.name}.{name}"
-        self.circuit_key: OfOperation | None = None  # of a circuit of its own
-        self._cold.circuit_by = None
-        if circuit_by is not None:
-            by = cast("Callable[..., Hashable]", circuit_by)
-            if circuit_by == "operation":
-                self.circuit_key = own = OfOperation(name)
-                by = lambda: own  # noqa: E731
-            self._cold.circuit_by = namer(f"{where} circuit_by=", by)
-        self._cold.namer_of_callers = None if caller is None else namer(f"{where} caller=", caller)
-        self._cold.caller = None
         self._lane: Lane  # from `take_lane`, once a loop is known
         self._fallback = Fallback((), scope=self._scope)
         self._memories: tuple[Callable[[Hashable | None, Any, float], object], ...] = ()
@@ -281,9 +272,7 @@ class Operation(Generic[P, T]):
                 value = await self._send(*call.args, **call.kwargs)
             except BaseException as error:
                 leave(outside)
-                self._failed(
-                    call, breaker, circuit, timer, error
-                )  # raises our own error, unless the function's is to stand
+                self._failed(call, breaker, circuit, timer, error)  # raises our own error, unless this one is to stand
                 raise
             AMBIENT.reset(outside)
             call.at = ended_at = upstream.clock()
@@ -328,8 +317,7 @@ class Operation(Generic[P, T]):
         breaker.check()
         queued = True
         try:
-            circuit = breaker.breaker if type(breaker) is Asked else breaker
-            await upstream.bulkhead.acquire(call.cutoff, circuit=circuit)
+            await upstream.bulkhead.acquire(call.cutoff, circuit=breaker_of(breaker))
         except BulkheadFull as full:
             queued = full.reason != "queue_full"
             raise
@@ -367,10 +355,11 @@ class Operation(Generic[P, T]):
             says_nothing = (cut and not ran_long) or self._spared(call, error)
             breaker.leave(circuit, now, None if says_nothing else True, slow)
             call.failure = self._failure(call, timer if timed_out else None, took, error)
-            if call.failure.retry_after and not isinstance(
-                error, GatewayError
-            ):  # another upstream's wish is not this one's
-                self._leave_alone(call, breaker, now, call.failure.retry_after)
+            its_own_wish = (
+                None if isinstance(error, GatewayError) else call.failure.retry_after
+            )  # not another upstream's
+            if its_own_wish:
+                self._leave_alone(call, breaker, now, its_own_wish)
             if upstream.listeners.attempt_failed:
                 self._tell_failed(call, now, took)
             raise call.failure from call.failure.__cause__
@@ -572,14 +561,14 @@ class Operation(Generic[P, T]):
 
     def _own_circuit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Circuit:
         """The circuit of a call: that of its key, as its caller sees it. It is held until the call is over."""
-        breaker = self.upstream.breaker
-        caller = None if self._cold.caller is None else self._cold.caller(args, kwargs)
-        if self._cold.circuit_by is not None:
-            key = self._cold.circuit_by(args, kwargs)
+        breaker, cold = self.upstream.breaker, self._cold
+        caller = None if cold.caller is None else cold.caller(args, kwargs)
+        if cold.circuit_by is not None:
+            key = cold.circuit_by(args, kwargs)
             if key is not None:
                 breaker = self.upstream.circuits.of(key)
             breaker.in_use += 1
-        return breaker if self._cold.caller is None else Asked(breaker, caller)
+        return breaker if cold.caller is None else Asked(breaker, caller)
 
     def _scope(self, at: float) -> Deadline:
         return Deadline(at, self.upstream.clock, self.upstream.gateway)
@@ -689,7 +678,7 @@ class Operation(Generic[P, T]):
 
     def check(self, policy: Policy) -> TimeoutPolicy:
         """The limits that would hold under this policy; a ConfigError if it contradicts what is declared here."""
-        if policy.breaker.min_callers > 1 and self._cold.namer_of_callers is None and self.names_callers:
+        if policy.breaker.min_callers > 1 and self._cold.names_caller is None and self.names_callers:
             problem = f"breaker.min_callers={policy.breaker.min_callers} tells callers apart, and nothing names them"
             remedy = "give caller=, a function of the arguments or a ContextVar; or min_callers=1"
             raise ConfigError(f"{self.upstream.name}.{self.name} caller", problem, remedy)
@@ -699,25 +688,20 @@ class Operation(Generic[P, T]):
         """Go by these numbers from the next call, or try, on."""
         self._timeout = timeout
         self._call_for = timeout.call
-        before, self._cold.caller = (
-            self._cold.caller,
-            self._cold.namer_of_callers if policy.breaker.min_callers > 1 else None,
-        )
-        self._circuit_of = (
-            self._own_circuit if self._cold.circuit_by is not None or self._cold.caller is not None else None
-        )
-        if before is None and self._cold.caller is not None:
-            self._take_no_word_of_calls_under_way()
-        evidence = policy.breaker.evidence_after
-        self._evidence_after = min(0.5, timeout.attempt / 2) if evidence is None else evidence
+        self._tell_callers_apart(policy.breaker.min_callers > 1)
+        self._evidence_after = policy.breaker.evidence_within(timeout.attempt)
         self._fallback.timeout, self._fallback.limit = policy.fallback_timeout, policy.fallback_limit
         self._reserve = self._fallback.reserve
 
-    def _take_no_word_of_calls_under_way(self) -> None:
-        """Callers are told apart from now on, and of these calls nobody asked who makes them."""
-        for call in self.calls:
-            if type(call.breaker) is not Asked:
-                call.breaker = Asked(breaker_of(call.breaker), None, counts=False)
+    def _tell_callers_apart(self, apart: bool) -> None:  # noqa: FBT001 - private
+        """Or not, from now on. Of calls under way nobody asked who makes them: they have no say."""
+        cold = self._cold
+        before, cold.caller = cold.caller, cold.names_caller if apart else None
+        self._circuit_of = None if cold.circuit_by is None and cold.caller is None else self._own_circuit
+        if before is None and cold.caller is not None:
+            for call in self.calls:
+                if type(call.breaker) is not Asked:
+                    call.breaker = Asked(breaker_of(call.breaker), None, counts=False)
 
     def take_lane(self) -> None:
         """Limit tries by the lane of the loop that is open now."""
@@ -810,6 +794,13 @@ def classified(
         return value
 
     return send_and_judge
+
+
+def namer_of_circuits(where: str, own: OfOperation | None, circuit_by: CircuitBy | None) -> Namer | None:
+    """What names the circuit of a call: `own`, if the operation has one; None where there is the upstream's only."""
+    if own is not None:
+        return lambda args, kwargs: own  # noqa: ARG005 - whatever the call
+    return None if circuit_by is None else namer(where, cast("Callable[..., Hashable] | ContextVar[Any]", circuit_by))
 
 
 def too_late() -> DeadlineExceeded:

@@ -267,6 +267,10 @@ class BreakerPolicy:
         _claim("breaker.auto_half_open", self.auto_half_open)
         _claim("breaker.enforce", self.enforce)
 
+    def evidence_within(self, attempt: float) -> float:
+        """`evidence_after`, where a try may take so many seconds."""
+        return min(0.5, attempt / 2) if self.evidence_after is None else self.evidence_after
+
     def _check_callers(self) -> None:
         _count("breaker.min_callers", self.min_callers)
         if self.min_callers > MOST_CALLERS:

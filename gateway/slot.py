@@ -106,11 +106,7 @@ class Block(Operation[[object], None]):
             stop_here,
             name=said.name,
             idempotent=True,  # or it would be logged that nobody said so
-            fallback=(),
             refused=said.refused,
-            classify=None,
-            key=None,
-            identity=None,
             timeout=said.timeout,
             circuit_by=said.circuit_by,
             caller=said.caller,

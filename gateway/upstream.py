@@ -37,7 +37,7 @@ from gateway.operation import CircuitBy, Operation, OperationSnapshot
 from gateway.outcome import ConfigError, Outcome, UnknownName, WrongLoop
 from gateway.policy import BudgetPolicy, Policy, TimeoutPolicy
 from gateway.retry import BudgetSnapshot, Retry, RetryBudget
-from gateway.slot import Block, Slot, checked, known_block
+from gateway.slot import Block, Slot, are_types, checked, known_block
 
 log = logging.getLogger("gateway")
 
@@ -252,9 +252,8 @@ class Upstream:
         said = checked(self.name, name, timeout=timeout, refused=refused, circuit_by=circuit_by, caller=caller)
         block = known_block(self.name, self._operations, said)
         if block is None:
-            block = self._operations[name] = Block(self, self._policy, said)
-            if self._bound_to is not None:
-                block.take_lane()
+            block = Block(self, self._policy, said)
+            self._adopt(block)
         return Slot(block)
 
     def __getitem__(self, name: str) -> Operation[..., Any]:
@@ -277,8 +276,7 @@ class Upstream:
         asynchronous = check_function(field, plain)
         if not name or name == "<lambda>":
             raise ConfigError(field, "the function has no name", 'give name="..."')
-        if name in self._operations:
-            raise ConfigError(field, "an operation of that name is registered already", 'give another name="..."')
+        self._check_free(field, name)
         operation: Operation[..., Any] = Operation(
             self,
             self._policy,
@@ -287,7 +285,7 @@ class Upstream:
             name=name,
             idempotent=declared.idempotent,
             fallback=declared.fallback,
-            refused=tuple(declared.refused),
+            refused=declared.refused,
             classify=declared.classify,
             key=declared.key,
             identity=declared.identity,
@@ -295,10 +293,18 @@ class Upstream:
             circuit_by=declared.circuit_by,
             caller=declared.caller,
         )
-        self._operations[name] = operation
+        self._adopt(operation)
+        return operation
+
+    def _check_free(self, field: str, name: str) -> None:
+        if name in self._operations:
+            raise ConfigError(field, "an operation of that name is registered already", 'give another name="..."')
+
+    def _adopt(self, operation: Operation[..., Any]) -> None:
+        """Have this operation from now on."""
+        self._operations[operation.name] = operation
         if self._bound_to is not None:
             operation.take_lane()
-        return operation
 
     def _in_thread(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> Awaitable[T]:
         if self._workers is None:
@@ -582,13 +588,12 @@ def check_declaration(field: str, declared: Declaration) -> None:
             raise ConfigError(f"{field} {name}", f"{getattr(declared, name)!r} does not fit", remedy)
 
     listed = (list, tuple)
-    kinds = declared.refused if isinstance(declared.refused, listed) else (None,)
     expect("name", isinstance(declared.name, str | None), "give a str")
     expect(
         "idempotent", declared.idempotent is None or type(declared.idempotent) is bool, "give True, False or nothing"
     )
     expect("fallback", isinstance(declared.fallback, listed), "give a list of tiers")
-    expect("refused", all(isinstance(k, type) and issubclass(k, BaseException) for k in kinds), "give a tuple of types")
+    expect("refused", are_types(declared.refused), "give a tuple of types")
     expect("timeout", isinstance(declared.timeout, TimeoutPolicy | None), "give TimeoutPolicy(...)")
     for name in ("circuit_by", "caller"):
         expect(name, not iscoroutinefunction(getattr(declared, name)), "give a plain function: it is not awaited")

@@ -187,8 +187,7 @@ class HttpUpstream(Upstream):
     async def send_on(self, trip: Trip, timeout: TimeoutPolicy, *, within: bool = False) -> HttpReply:  # noqa: ASYNC109
         """The next try of a call, where there are several endpoints to choose from."""
         send = partial(self.session().send, trip.request, timeout, within=within)
-        evidence = self._policy.breaker.evidence_after
-        return await self.routes.through(trip, send, min(0.5, timeout.attempt / 2) if evidence is None else evidence)
+        return await self.routes.through(trip, send, self._policy.breaker.evidence_within(timeout.attempt))
 
     @property
     def endpoints(self) -> EndpointsSnapshot:
@@ -242,9 +241,5 @@ class HttpUpstream(Upstream):
         return operation
 
     def _adopt(self, operation: Operation[..., Any]) -> None:
-        if operation.name in self._operations:
-            problem = "an operation of that name is registered already"
-            raise ConfigError(f"{self.name}.{operation.name}", problem, 'give another name="..."')
-        self._operations[operation.name] = operation
-        if self._bound_to is not None:
-            operation.take_lane()
+        self._check_free(f"{self.name}.{operation.name}", operation.name)
+        super()._adopt(operation)

@@ -78,7 +78,7 @@ class DeclaredOperation(RoutedOperation[..., T]):
             name=said.name or function.__name__,
             idempotent=IDEMPOTENT[said.method] or bool(key) if idempotent is None else idempotent,
             fallback=said.fallback,
-            refused=tuple(said.refused),
+            refused=said.refused,
             classify=said.classify,
             key=said.key,
             identity=said.identity,

@@ -26,13 +26,14 @@ Synchronous and pure: it takes instants and verdicts and needs no timer. What is
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from math import exp, floor, inf
 from random import Random
 from statistics import median
 from time import monotonic
+from typing import Any
 
 from gateway.context import HALF_MICROSECOND, Clock
 from gateway.http.endpoint import Endpoint, EndpointSnapshot
@@ -396,15 +397,20 @@ def soonest_back(endpoint: Endpoint) -> tuple[float, float]:
     return endpoint.down_until, endpoint.ejected_until
 
 
+def with_weights(urls: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Each url with what is given as its weight, or 1; neither is looked at."""
+    for one in urls:
+        match one:
+            case (url, weight):
+                yield url, weight
+            case url:
+                yield url, 1.0
+
+
 def weighted(urls: str | Iterable[str | tuple[str, float]]) -> dict[str, float]:
     """Each url with its weight, checked."""
     weights: dict[str, float] = {}
-    for one in [urls] if isinstance(urls, str) else urls:
-        match one:
-            case (url, weight):
-                pass
-            case url:
-                weight = 1.0
+    for url, weight in with_weights([urls] if isinstance(urls, str) else urls):
         if not isinstance(url, str) or not url:
             raise ConfigError("endpoints", f"{url!r} is no url", "give urls, or pairs of url and weight")
         if url in weights:

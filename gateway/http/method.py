@@ -59,14 +59,6 @@ class Method(RoutedOperation[..., HttpReply]):
             self._send_request,
             name=method.lower() + (" with key" if keyed else ""),
             idempotent=keyed or IDEMPOTENT[method],
-            fallback=(),
-            refused=(),
-            classify=None,
-            key=None,
-            identity=None,
-            timeout=None,
-            circuit_by=None,
-            caller=None,
         )
 
     @overload

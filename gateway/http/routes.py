@@ -20,7 +20,7 @@ from yarl import URL
 from gateway.context import Clock
 from gateway.http.addresses import proxy_for
 from gateway.http.endpoint import Endpoint, Lease
-from gateway.http.endpoints import Endpoints
+from gateway.http.endpoints import Endpoints, with_weights
 from gateway.http.health import Gone, StateName, Verdict
 from gateway.http.request import IDEMPOTENT, BaseUrl, HttpRequest, checked
 from gateway.outcome import ConfigError, NotSent, Refused, reason_of, waited_for_of
@@ -157,12 +157,7 @@ class Routes:
         given = [urls] if isinstance(urls, str) else list(urls)
         if not given:
             raise ConfigError(field, "there is no base URL", 'give "https://host/path", or a list of them')
-        for one in given:
-            match one:
-                case (url, weight):
-                    pass
-                case url:
-                    weight = 1.0
+        for url, weight in with_weights(given):
             route = Route(BaseUrl(field, url), self._policy)
             routes[route.prefix] = route
             weights.append((route.prefix, weight))

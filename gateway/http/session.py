@@ -22,7 +22,7 @@ from aiohttp import (
 from multidict import CIMultiDict
 from yarl import URL
 
-from gateway.context import AMBIENT, HALF_MICROSECOND, Clock, Deadline, tries_under
+from gateway.context import AMBIENT, Clock, Deadline, tries_under, whole_ms
 from gateway.http.addresses import followed, url_of
 from gateway.http.connections import NO_LIMIT, Broken, Connections, Response
 from gateway.http.errors import (
@@ -296,7 +296,7 @@ def timed(policy: HttpPolicy) -> type[ClientRequest]:
                 return
             left = ambient.at - ambient.world.clock()
             if left != inf:
-                whole = int((left + HALF_MICROSECOND) * 1000) if left > 0 else 0
+                whole = whole_ms(left)
                 self.headers[name] = str(whole) if in_ms else f"{whole / 1000:.3f}"
             tries = tries_under(ambient)
             if tries is not None and tries.left != inf:

@@ -3,15 +3,15 @@
 It holds its place, and its connection, until the block ends. Up to the headers it is a call like any other, with
 retries where they are safe; from there on nothing is tried again and nobody else answers.
 
-As there is one place where a call lives, `Operation.ask`, a stream is one of its calls: the coroutine of the call is
-driven by hand to where the headers are here, and, when the block is over, to its end.
+As there is one place where a call lives, `Operation.ask`, a stream is one of its calls, driven by hand as a slot's
+is (`gateway.slot`): to where the headers are here, and, when the block is over, to its end.
 """
 
 from __future__ import annotations
 
 from asyncio import current_task
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Generator
-from types import TracebackType, coroutine
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from aiohttp import ClientError
@@ -25,6 +25,7 @@ from gateway.http.session import Session, pieces_of
 from gateway.operation import Operation
 from gateway.outcome import ConfigError, Refused
 from gateway.policy import Policy, TimeoutPolicy
+from gateway.slot import BEGUN, stop_here, until_begun
 
 if TYPE_CHECKING:
     from multidict import CIMultiDictProxy
@@ -32,31 +33,9 @@ if TYPE_CHECKING:
     from gateway.http.client import HttpUpstream
     from gateway.http.connections import Response
 
-BEGUN = object()
-"""What the call of a stream yields instead of something to wait for: the headers are here."""
-
 
 class BlockLeft(Refused):
     """The block ended by an error of its own, which says nothing of the upstream."""
-
-
-@coroutine
-def block() -> Generator[object, None, None]:
-    """Stop until the block is over."""
-    yield BEGUN
-
-
-@coroutine
-def until_begun(call: Coroutine[Any, Any, Any]) -> Generator[Any, Any, None]:
-    """Take a call to where its headers are here, and wait in its place for what it waits for."""
-    awaited = call.send(None)
-    while awaited is not BEGUN:
-        try:
-            sent = yield awaited
-        except BaseException as error:  # noqa: BLE001 - a cancel is for the call, which knows what to do
-            awaited = call.throw(error)
-        else:
-            awaited = call.send(sent)
 
 
 class HttpStream:
@@ -116,7 +95,7 @@ class HttpStream:
             headers_after = lease.lasted(routes.endpoints.clock())
             self.final = True
             try:
-                await block()
+                await stop_here(BEGUN)
             finally:
                 response.close()
         except BaseException as error:
@@ -134,7 +113,7 @@ class HttpStream:
             raise RuntimeError("a stream is entered once; make another")
         self._task = current_task()
         call = self._operation.ask(self)
-        await until_begun(call)
+        await until_begun(call, self._operation.upstream)
         self._call = call
         return self
 
@@ -176,14 +155,7 @@ class StreamOperation(RoutedOperation[[HttpStream], None]):
             perform,
             name=stream_name(method, keyed=keyed),
             idempotent=keyed or IDEMPOTENT[method],
-            fallback=(),
-            refused=(),
-            classify=None,
-            key=None,
-            identity=None,
             timeout=TimeoutPolicy(call=limit, attempt=limit),
-            circuit_by=None,
-            caller=None,
         )
 
     @property
