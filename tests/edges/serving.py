@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+Connection = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""What a server does with a connection."""
 Talk = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 """What a server does with the head of a request; the connection is closed when it returns."""
 
@@ -25,15 +27,14 @@ async def served(app: web.Application) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def talking(talk: Talk) -> AsyncIterator[str]:
-    """A server that need not speak HTTP; its URL. One request for a connection."""
+async def connected(each: Connection) -> AsyncIterator[str]:
+    """A server that does this with each connection, and then closes it; its URL."""
     tasks: set[asyncio.Task[None] | None] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tasks.add(asyncio.current_task())
         try:
-            await talk(await reader.readuntil(b"\r\n\r\n"), writer)
-            await writer.drain()
+            await each(reader, writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
@@ -48,3 +49,15 @@ async def talking(talk: Talk) -> AsyncIterator[str]:
             if task is not None:
                 task.cancel()
         await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
+
+
+@asynccontextmanager
+async def talking(talk: Talk) -> AsyncIterator[str]:
+    """A server that need not speak HTTP; its URL. One request for a connection."""
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await talk(await reader.readuntil(b"\r\n\r\n"), writer)
+        await writer.drain()
+
+    async with connected(once) as url:
+        yield url

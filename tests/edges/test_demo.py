@@ -26,6 +26,7 @@ from gateway.demo.faults import MODES, retry_after
 from gateway.demo.films import films
 from gateway.testing import assert_nothing_left
 from tests.edges.running import ANY_PORTS, Running, ask, children_of, listens, lives, running
+from tests.edges.serving import connected
 
 virtual = pytest.mark.virtual_time
 WELL = {"ratings": ratings.create, "info": info.create}
@@ -51,27 +52,14 @@ async def served(app: web.Application) -> AsyncIterator[str]:
 @asynccontextmanager
 async def raw(answer: RawAnswer) -> AsyncIterator[str]:
     """A server that sends bytes of ours; None: it closes the connection."""
-    tasks = set()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.add(asyncio.current_task())
-        try:
-            while (reply := answer(await reader.readuntil(b"\r\n\r\n"))) is not None:
-                writer.write(reply)
-                await writer.drain()
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (said := answer(await reader.readuntil(b"\r\n\r\n"))) is not None:
+            writer.write(said)
+            await writer.drain()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async with connected(reply) as url:
+        yield url
 
 
 def http(body: bytes = b"", *, status: str = "200 OK", headers: str = "") -> RawAnswer:

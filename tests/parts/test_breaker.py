@@ -6,21 +6,9 @@ from random import Random
 import pytest
 
 from gateway import BreakerPolicy, CircuitBreaker, CircuitOpen
+from tests.clock import Clock
 
 SMALL = BreakerPolicy(window_calls=4, min_calls=2, open_for=5.0, probes=2, max_half_open=10.0)
-
-
-class Clock:
-    """Seconds that pass when they are told to."""
-
-    def __init__(self, now=100.0):
-        self.now = now
-
-    def __call__(self):
-        return self.now
-
-    def wait(self, seconds):
-        self.now += seconds
 
 
 @pytest.fixture

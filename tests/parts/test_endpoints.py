@@ -16,22 +16,15 @@ from gateway.http.endpoint import Endpoint, EndpointSnapshot, Lease
 from gateway.http.endpoints import Endpoints
 from gateway.outcome import ConfigError
 from gateway.policy import EndpointsPolicy
+from tests.clock import Clock
 
 AT_ONCE = EndpointsPolicy(failures_in_a_row=3, ramp_for=0.0)
 """Three failures eject, for 5, 10, 15 s; who comes back carries all at once."""
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture
