@@ -6,7 +6,7 @@ import logging
 from asyncio import AbstractEventLoop, Task, current_task
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from inspect import (
@@ -106,10 +106,9 @@ class UpstreamSnapshot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Declaration:
-    """What a user says of an operation, waiting for its function."""
+class Terms:
+    """What a user says of an operation, beside its function; see `Upstream.operation`."""
 
-    upstream: Upstream
     name: str | None = None
     idempotent: bool | None = None
     fallback: Sequence[Tier] = ()
@@ -117,9 +116,16 @@ class Declaration:
     classify: Callable[[Any], Outcome | None] | None = None
     key: Callable[..., Hashable] | None = None
     identity: Callable[[], Hashable] | None = None
-    timeout: TimeoutPolicy | None = field(default=None)
+    timeout: TimeoutPolicy | None = None
     circuit_by: CircuitBy | None = None
     caller: Callable[..., Hashable] | ContextVar[Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration(Terms):
+    """An operation that waits for its function."""
+
+    upstream: Upstream
 
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> Operation[P, T]: ...
@@ -580,7 +586,7 @@ def unwise(policy: Policy) -> Iterator[str]:
         )
 
 
-def check_declaration(field: str, declared: Declaration) -> None:
+def check_declaration(field: str, declared: Terms) -> None:
     """A ConfigError for what is said of an operation and cannot be."""
 
     def expect(name: str, fits: bool, remedy: str) -> None:  # noqa: FBT001 - private

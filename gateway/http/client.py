@@ -148,7 +148,7 @@ class HttpUpstream(Upstream):
         """Register a declared operation. Raises ConfigError."""
         if not callable(function) or not hasattr(function, "__name__"):
             raise ConfigError(f"{self.name}{said.path}", f"{function!r} is no function", "decorate a function")
-        check_declaration(f"{self.name}.{said.name or function.__name__}", said)  # type: ignore[arg-type]
+        check_declaration(f"{self.name}.{said.name or function.__name__}", said)
         operation = DeclaredOperation(self, self.policy, function, said)
         self._adopt(operation)
         return cast("Operation[P, T]", operation)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from inspect import Parameter, signature
@@ -12,16 +11,16 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from msgspec import DecodeError
 
-from fallbacks.answer import Tier
 from gateway.call import Call
 from gateway.http.errors import BadReply
 from gateway.http.reply import HttpReply
 from gateway.http.request import IDEMPOTENT, Headers, HttpRequest, Params, confined, request_of, segment_of
 from gateway.http.routed import RoutedOperation
 from gateway.http.routes import Route, Trip
-from gateway.operation import CircuitBy, Operation
-from gateway.outcome import ConfigError, Outcome
-from gateway.policy import Policy, TimeoutPolicy
+from gateway.operation import Operation
+from gateway.outcome import ConfigError
+from gateway.policy import Policy
+from gateway.upstream import Terms
 
 if TYPE_CHECKING:
     from gateway.http.client import HttpUpstream
@@ -34,7 +33,7 @@ BY_NAME = frozenset({"json", "data", "headers", "params"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Declared(Generic[T]):
+class Declared(Terms, Generic[T]):
     """What a user says of a request, waiting for the function that names its arguments."""
 
     upstream: HttpUpstream
@@ -44,16 +43,6 @@ class Declared(Generic[T]):
     params: Params | None = None
     headers: Headers | None = None
     idempotency_key: Callable[..., str] | bool | None = None
-    name: str | None = None
-    idempotent: bool | None = None
-    fallback: Sequence[Tier] = ()
-    refused: Sequence[type[BaseException]] = ()
-    classify: Callable[[Any], Outcome | None] | None = None
-    key: Callable[..., Hashable] | None = None
-    identity: Callable[[], Hashable] | None = None
-    timeout: TimeoutPolicy | None = None
-    circuit_by: CircuitBy | None = None
-    caller: Callable[..., Hashable] | ContextVar[Any] | None = None
 
     def __call__(self, function: Callable[P, Any], /) -> Operation[P, T]:
         """Register the function. Raises ConfigError for what cannot work."""
