@@ -355,11 +355,9 @@ class Operation(Generic[P, T]):
             says_nothing = (cut and not ran_long) or self._spared(call, error)
             breaker.leave(circuit, now, None if says_nothing else True, slow)
             call.failure = self._failure(call, timer if timed_out else None, took, error)
-            its_own_wish = (
-                None if isinstance(error, GatewayError) else call.failure.retry_after
-            )  # not another upstream's
-            if its_own_wish:
-                self._leave_alone(call, breaker, now, its_own_wish)
+            wish = call.failure.retry_after
+            if wish and not isinstance(error, GatewayError):  # that would be another upstream's wish
+                self._leave_alone(call, breaker, now, wish)
             if upstream.listeners.attempt_failed:
                 self._tell_failed(call, now, took)
             raise call.failure from call.failure.__cause__
