@@ -120,6 +120,34 @@ def schema() -> None:
     click.echo(json.dumps(config.schema(), indent=2))
 
 
+@main.command()
+@click.option(
+    "--admin",
+    default="http://127.0.0.1:8080",
+    show_default=True,
+    envvar="GATEWAY_ADMIN",
+    callback=http_url,
+    help="The admin server to look at.",
+)
+@click.option("--once", is_flag=True, help="Print one picture and end; so it is where the output is no terminal.")
+def top(admin: str, *, once: bool) -> None:
+    """Watch all upstreams of a running gateway in this terminal; q ends it.
+
+    Where the server wants a token: GATEWAY_ADMIN_READ_TOKEN, or GATEWAY_ADMIN_TOKEN.
+    """
+    try:
+        from gateway import top as watching
+    except ModuleNotFoundError as error:
+        if error.name != "rich":
+            raise
+        raise click.ClickException("it needs rich: pip install 'async-worker-gateway[top]'") from None
+    token = os.environ.get("GATEWAY_ADMIN_READ_TOKEN") or os.environ.get("GATEWAY_ADMIN_TOKEN")
+    try:
+        watching.run(admin, token=token, once=once or not sys.stdout.isatty())
+    except watching.NotAnswered as error:
+        raise click.ClickException(str(error)) from None
+
+
 def check_scenario(service: str | None, **options: Any) -> None:
     """What goes with --scenario, and what does not."""
     if options["scenario"] and service is not None:

@@ -73,7 +73,7 @@ class PretendedUpstream:
 
     def told(self) -> dict[str, Any]:
         ten = self.sparks[-10:]
-        rates = {name: 0.0 for name in ADDED} | {end: sum(one[end] for one in ten) / 10 for end in ENDS}
+        rates = dict.fromkeys(ADDED, 0.0) | {end: sum(one[end] for one in ten) / 10 for end in ENDS}
         rates["asked"] = sum(rates[end] for end in ENDS)
         rates["attempts"] = rates["live"]
         base = 0.004 * (1 + hash(self.name) % 7) * (20 if self.ill == "slow" else 1)
@@ -125,7 +125,14 @@ class PretendedUpstream:
             "spark_degraded": [one["last_good"] + one["static"] for one in self.sparks],
             "spark_failed": [one["failed"] + one["rejected"] for one in self.sparks],
             "operations": [
-                {"name": "of_user", "total": total, "window": window, "memory": memory, "ages": None, "adds_up": adds_up}
+                {
+                    "name": "of_user",
+                    "total": total,
+                    "window": window,
+                    "memory": memory,
+                    "ages": None,
+                    "adds_up": adds_up,
+                }
             ],
             "endpoints": [{"url": "http://10.0.0.1:8083", "state": "up", "in_use": in_use, "latency": p50}],
         }
@@ -136,7 +143,9 @@ class Pretended:
 
     def __init__(self, number: int = 3, **ills: str) -> None:
         plain = [*NAMES, *(f"{NAMES[at % 10]}-{at // 10}" for at in range(10, max(11, number)))][:number]
-        self.upstreams = {name: PretendedUpstream(name, seed=at, ill=ills.get(name, "")) for at, name in enumerate(plain)}
+        self.upstreams = {
+            name: PretendedUpstream(name, seed=at, ill=ills.get(name, "")) for at, name in enumerate(plain)
+        }
         self.events: list[dict[str, Any]] = []
         self.silent = False
         for name, ill in ills.items():
@@ -197,7 +206,12 @@ class Pretended:
             {"kind": "retry", "seconds": None, "ok": False, "text": "retry refused: the budget is spent"},
             {"kind": "tier", "seconds": None, "ok": True, "text": "answered by last good, 8 s old"},
         ]
-        kinds = [("failed", "last_good", 8.0), ("failed", "static", 0.0), ("rejected", None, None), ("success", "live", 0.0)]
+        kinds = [
+            ("failed", "last_good", 8.0),
+            ("failed", "static", 0.0),
+            ("rejected", None, None),
+            ("success", "live", 0.0),
+        ]
         calls = []
         for name in self.upstreams:
             for at, (outcome, source, age) in enumerate(kinds):

@@ -3,7 +3,7 @@
 import { byId, set, typing, write } from "./dom.js";
 import { Line, Refusal } from "./link.js";
 import { askToken, help } from "./dialogs.js";
-import { LEVELS, linkTo, plural } from "./words.js";
+import { LEVELS, inOrder, linkTo, plural } from "./words.js";
 import { Overview, verdict } from "./overview.js";
 import { Past, UpstreamPage } from "./upstream.js";
 import { Audit } from "./audit.js";
@@ -113,7 +113,7 @@ function theme(next) {
 
 function neighbour(by) {
   if (!(part instanceof UpstreamPage) || !told) return;
-  const names = told.upstreams.map(({ name }) => name).sort(), at = names.indexOf(part.name);
+  const names = told.upstreams.map(({ name }) => name).sort(inOrder), at = names.indexOf(part.name);
   const next = names[(at + by + names.length) % names.length];
   if (next) location.hash = linkTo(next);
 }

@@ -54,7 +54,7 @@ export function poolBar() {
 
 export function poolWords({ limit, in_use, abandoned, waiting }) {
   const stuck = abandoned ? `, ${abandoned} stuck` : "", wait = waiting ? `, ${plural(waiting, "waits", "wait")}` : "";
-  return `${in_use} of ${endless(limit) ? "∞" : limit}${stuck}${wait}`;
+  return `${in_use} of ${endless(limit) ? "∞" : limit} in use${stuck}${wait}`;
 }
 
 /** How calls ended, as one bar in four patterns. */
@@ -159,6 +159,6 @@ export function waterfall(steps, duration) {
       element("span", { class: "mark", "aria-label": step.ok ? "well" : "not well" }, step.ok ? "●" : "✕"),
       element("span", { class: "told" }, step.text),
       element("span", { class: "took number" }, step.seconds === null || step.seconds === undefined ? "" : seconds(step.seconds)),
-      element("span", { class: "track", "aria-hidden": "true" }, bar));
+      took ? element("span", { class: "track", "aria-hidden": "true" }, bar) : null);
   }));
 }

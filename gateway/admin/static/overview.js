@@ -2,7 +2,7 @@
 
 import { element, keyed, set, write } from "./dom.js";
 import { poolBar, poolWords, shareBar, shareWords, sparkline } from "./draw.js";
-import { CIRCUITS, KINDS, LEVELS, NAMES, judged, linkTo, percent, plural, rate, seconds, shares } from "./words.js";
+import { CIRCUITS, KINDS, LEVELS, NAMES, inOrder, judged, linkTo, percent, plural, rate, seconds, shares } from "./words.js";
 import { eventLog } from "./log.js";
 
 export const VIEWS = ["cards", "rows", "wall"], ORDERS = ["worst first", "by name", "by traffic"];
@@ -49,7 +49,7 @@ export class Overview {
     if (!this.told) return;
     const { upstreams } = this.told, wanted = this.search.value.trim().toLowerCase(), view = this.shape(), order = this.settings.order || ORDERS[0];
     const rows = upstreams.map((upstream) => ({ upstream, ...judged(upstream) })).filter(({ upstream }) => upstream.name.toLowerCase().includes(wanted));
-    const byName = (one, other) => one.upstream.name < other.upstream.name ? -1 : 1;
+    const byName = (one, other) => inOrder(one.upstream.name, other.upstream.name);
     rows.sort(order === ORDERS[0] ? (one, other) => other.level - one.level || byName(one, other)
       : order === ORDERS[1] ? byName : (one, other) => other.upstream.window.rates.asked - one.upstream.window.rates.asked || byName(one, other));
     set(this.node, "data-view", view);
@@ -136,6 +136,7 @@ function upstreamRow({ name }) {
       set(node, "data-level", String(level));
       write(mark, LEVELS[level][0]);
       write(reason, text);
+      set(node, "data-plain", String(text === "well"));
       set(circuit, "data-state", upstream.circuit.state);
       set(circuit, "data-mark", CIRCUITS[upstream.circuit.state][0]);
       write(circuit, upstream.circuit.enforced ? `circuit ${CIRCUITS[upstream.circuit.state][1]}` : `circuit ${CIRCUITS[upstream.circuit.state][1]}, not enforced`);

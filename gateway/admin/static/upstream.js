@@ -38,7 +38,7 @@ export class UpstreamPage {
     this.drift = element("section", { class: "drift-note", "aria-label": "Tuned by hand", hidden: true });
     this.buttons = this.controls();
     this.spark = sparkline({ height: 60, title: `Calls of ${name}` });
-    this.per = element("p", { class: "soft number" });
+    this.per = element("p", { class: "soft small number" });
     this.bar = shareBar();
     this.words = shareWords();
     this.pool = poolBar();
@@ -177,7 +177,7 @@ export class UpstreamPage {
 
   showPool({ pool }) {
     this.pool.show(pool);
-    write(this.places, `${poolWords(pool)} in use`);
+    write(this.places, poolWords(pool));
     write(this.placesMore, `${pool.waiting} of ${endlessly(pool.queue)} queued · peak ${pool.peak} · ${grouped(pool.rejected)} turned away${pool.abandoned ? ` · ${pool.abandoned} held by work that was given up and cannot be stopped` : ""}`);
   }
 

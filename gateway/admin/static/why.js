@@ -76,7 +76,7 @@ export class Why {
       story.hidden = !opening;
       set(button, "aria-expanded", String(opening));
       opening ? this.open.add(call.id) : this.open.delete(call.id);
-      if (opening && !story.firstChild) story.append(waterfall(call.steps, call.duration), element("p", { class: "soft small" }, call.text));
+      if (opening && !story.firstChild) story.append(waterfall(call.steps, call.duration));
     };
     const button = element("button", { type: "button", class: "call", "aria-expanded": "false", "aria-controls": story.id, onclick: turn },
       element("span", { class: "kind", "data-kind": call.ended, "data-mark": MARKS[call.ended] }, how(call)),

@@ -46,6 +46,9 @@ export const grouped = (value) => endless(value) ? "∞" : String(value).replace
 export const plural = (count, one, many = `${one}s`) => `${grouped(count)} ${count === 1 ? one : many}`;
 export const clock = (at) => new Date(at * 1000).toLocaleTimeString([], { hour12: false });
 
+const collator = new Intl.Collator("en", { numeric: true });
+/** a-2 before a-10. */
+export const inOrder = (one, other) => collator.compare(one, other);
 export const linkTo = (name) => `#/upstreams/${encodeURIComponent(name)}`;
 
 /** A share that is there is never shown as 0 %, and one that is not whole never as 100 %. */
@@ -98,7 +101,6 @@ export function judged(upstream) {
   if (circuit.state === "half_open") return { level: 2, reason: "half-open: a few calls try it" };
   if (pool.abandoned) return { level: 2, reason: `${plural(pool.abandoned, "place")} stuck` };
   if (share.error) return { level: 2, reason: `${percent(share.error)} of callers get an error` };
-  if (rates.rejected) return { level: 2, reason: "turns callers away" };
   if (pool.waiting) return { level: 2, reason: `pool full, ${plural(pool.waiting, "caller waits", "callers wait")}` };
   const own = circuits.filter(({ state }) => state !== "closed").length;
   if (own) return { level: 1, reason: `${plural(own, "circuit")} of its own not closed` };
