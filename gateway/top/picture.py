@@ -22,7 +22,7 @@ CIRCUITS = {
 }
 LEVELS = (("●", "green"), ("◐", "yellow"), ("▲", "bold yellow"), ("✕", "bold red"))
 BLOCKS = "▁▂▃▄▅▆▇█"
-PLACES = 10
+PLACES = 8
 NOTHING = "-"
 ROOM_FOR_ONE = 16
 """Lines that the picture of one upstream takes."""
@@ -30,27 +30,40 @@ ROOM_FOR_ONE = 16
 
 def table(upstreams: list[Document], *, width: int, selected: int = -1) -> Table:
     """A line for each; narrow terminals leave the least telling columns out."""
-    drawn = Table(box=None, expand=True, pad_edge=False, header_style="dim", padding=(0, 1))
-    columns: list[tuple[str, int, Callable[[Document], Text]]] = [
-        ("", 0, mark_of),
-        ("upstream", 0, lambda one: Text(printable(one["name"]))),
-        ("circuit", 0, circuit_of),
-        ("calls/s", 0, lambda one: Text(f"{one['window']['rates']['asked']:.1f}")),
-        ("answers", 0, answers_of),
-        ("pool", 70, pool_of),
-        ("a minute", 130, lambda one: spark_of(one, max(10, min(60, width - 125)))),
-        ("p50", 92, lambda one: figure_of(one, "latency", "p50")),
-        ("p99", 92, lambda one: figure_of(one, "latency", "p99")),
-        ("queue", 105, lambda one: figure_of(one, "waits", "p99")),
-        ("", 118, lambda one: Text(judged(one).reason, style="dim")),
-    ]
-    shown = [column for column in columns if width >= column[1]]
-    right = {"calls/s", "p50", "p99", "queue"}
-    for name, _, _ in shown:
-        drawn.add_column(name, no_wrap=True, overflow="ellipsis", justify="right" if name in right else "left")
+    drawn = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
+    columns = columns_for(width, longest=max([8, *(len(printable(one["name"])) for one in upstreams)]))
+    for name, room, _ in columns:
+        right = name in {"calls/s", "p50", "p99", "queue"}
+        drawn.add_column(name, width=room, no_wrap=True, overflow="ellipsis", justify="right" if right else "left")
     for at, upstream in enumerate(upstreams):
-        drawn.add_row(*(cell(upstream) for _, _, cell in shown), style="reverse" if at == selected else "")
+        cells = [cell(upstream, room) for _, room, cell in columns]
+        drawn.add_row(*cells, style="reverse" if at == selected else "")
     return drawn
+
+
+def columns_for(width: int, *, longest: int) -> list[tuple[str, int, Callable[[Document, int], Text]]]:
+    """The columns that there is room for, each with its width: the first ones are the most telling."""
+    left = width - 1
+    offered: list[tuple[str, int, Callable[[Document, int], Text]]] = [
+        ("", 1, lambda one, _: mark_of(one)),
+        ("upstream", min(longest, 24), lambda one, _: Text(printable(one["name"]))),
+        ("circuit", 11, lambda one, _: circuit_of(one)),
+        ("calls/s", 7, lambda one, _: Text(f"{one['window']['rates']['asked']:.1f}")),
+        ("pool", 22, lambda one, _: pool_of(one)),
+        ("answers", 22, lambda one, _: answers_of(one)),
+        ("p99", 7, lambda one, _: figure_of(one, "latency", "p99")),
+        ("p50", 7, lambda one, _: figure_of(one, "latency", "p50")),
+        ("queue", 7, lambda one, _: figure_of(one, "waits", "p99")),
+        ("a minute", 12, spark_of),
+        ("what it is", 28, lambda one, _: Text(judged(one).reason, style="dim")),
+    ]
+    taken = []
+    for name, room, cell in offered:
+        if left < room + 1:
+            break
+        taken.append((name, room, cell))
+        left -= room + 1
+    return [(name, room + min(left, 48) if name == "a minute" else room, cell) for name, room, cell in taken]
 
 
 def mark_of(upstream: Document) -> Text:

@@ -1,4 +1,7 @@
-"""What the numbers of an upstream say: how ill it is, and the words for it. The page says the same (static/words.js)."""
+"""What the numbers of an upstream say: how ill it is, and the words for it.
+
+The page of the admin server says the same, in static/words.js.
+"""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ class Pretended:
         return web.json_response({"advice": advice})
 
     async def audit(self, _: web.Request) -> web.Response:
-        one = {"at": time.time() - 60, "who": "ada", "upstream": "ratings", "deed": "tuned", "why": "load test"}
+        one = {"at": time.time() - 60, "who": "ada", "upstream": "ratings", "kind": "tune", "why": "load test"}
         return web.json_response({"audit": [one | {"changes": {"bulkhead.limit": [20, 40]}}]})
 
     async def policy(self, request: web.Request) -> web.Response:

@@ -30,9 +30,9 @@ export class Audit {
   }
 }
 
-function entry({ at, who, upstream, deed, changes = {}, why }) {
+function entry({ at, who, upstream, kind, changes = {}, facts = {}, why }) {
   return element("li", {}, element("time", { class: "number soft", datetime: new Date(at * 1000).toISOString() }, `${new Date(at * 1000).toLocaleDateString()} ${clock(at)}`),
-    element("span", {}, element("b", {}, who || "somebody"), ` ${deed} `, upstream ? element("a", { href: linkTo(upstream) }, upstream) : ""),
-    element("span", { class: "number" }, Object.entries(changes).map(([path, [before, after]]) => `${path} ${spelled(before)} → ${spelled(after)}`).join(", ")),
+    element("span", {}, element("b", {}, who || "somebody"), ` ${kind} `, upstream ? element("a", { href: linkTo(upstream) }, upstream) : ""),
+    element("span", { class: "number" }, Object.entries(changes).map(([path, [before, after]]) => `${path} ${spelled(before)} → ${spelled(after)}`).concat(Object.entries(facts).map(([name, value]) => `${name} ${spelled(value)}`)).join(", ")),
     element("span", { class: "soft" }, why ? `“${why}”` : ""));
 }

@@ -124,7 +124,7 @@ function upstreamRow({ name }) {
   const queued = element("span", { class: "queued number", "data-name": "queue p99" });
   const node = element("li", { class: "row", "data-upstream": name },
     mark,
-    element("div", { class: "who" }, element("a", { class: "open", href: linkTo(name) }, name), element("span", { class: "state" }, circuit, drift), reason),
+    element("div", { class: "who" }, element("a", { class: "open", href: linkTo(name), title: name }, name), element("span", { class: "state" }, circuit, drift), reason),
     element("div", { class: "traffic" }, spark.node, per),
     element("div", { class: "answers" }, bar.node, words.node),
     element("div", { class: "pool" }, pool.node, places),
