@@ -17,7 +17,7 @@ from contextlib import aclosing, contextmanager, suppress
 
 import aiohttp
 import msgspec
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.live import Live
 
 from gateway.top.line import NotAnswered, documents, follow
@@ -33,6 +33,8 @@ async def show(url: str, token: str | None) -> None:
     with Live(console=console, screen=True, auto_refresh=False) as live:
 
         def draw() -> None:
+            with suppress(OSError):  # $COLUMNS may be of another terminal, and is not what this one is resized to
+                console.size = ConsoleDimensions(*os.get_terminal_size(sys.stdout.fileno()))
             live.update(screen.draw(console.width, console.height), refresh=True)
 
         def pressed(keys: str) -> None:

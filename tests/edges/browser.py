@@ -26,6 +26,30 @@ MIDDLE = """selector => {
     return [box.x + box.width / 2, box.y + box.height / 2];
 }"""
 
+NAMELESS = """[...document.querySelectorAll('button, input, a, [role=img]')]
+    .filter(node => !(node.getAttribute('aria-label') || node.textContent.trim() || node.labels?.length))
+    .map(node => node.outerHTML)"""
+FAINT = """(() => {  // WCAG AA: text of less than 4.5 : 1 against what is behind it
+    const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+    const light = colour => numbers(colour).slice(0, 3).map(one => one / 255)
+        .map(one => one <= .03928 ? one / 12.92 : ((one + .055) / 1.055) ** 2.4)
+        .reduce((sum, one, at) => sum + one * [.2126, .7152, .0722][at], 0);
+    const behind = node => {
+        for (; node; node = node.parentElement) {
+            const colour = getComputedStyle(node).backgroundColor;
+            if (numbers(colour)[3] !== 0) return colour;
+        }
+        return 'rgb(255, 255, 255)';
+    };
+    const texts = 'h1, h2, h3, p, button, a, dt, dd, th, td, label, time, summary, legend, li > span, ' +
+        '.badge, .circuit, .shares li, .kind, .reason, figcaption span';
+    return [...document.querySelectorAll(texts)]
+        .filter(node => node.textContent.trim() && node.offsetHeight > 2).map(node => {
+            const [front, back] = [light(getComputedStyle(node).color), light(behind(node))];
+            return [(Math.max(front, back) + .05) / (Math.min(front, back) + .05), node.textContent.trim()];
+        }).filter(([contrast]) => contrast < 4.5);
+})()"""
+
 
 class Tab:
     """One page in it."""

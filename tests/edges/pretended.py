@@ -172,8 +172,8 @@ class Pretended:
 
     def create(self) -> web.Application:
         app = web.Application()
-        app.router.add_get("/", lambda _: self.file("index.html"))
-        app.router.add_get("/static/{name}", lambda request: self.file(request.match_info["name"]))
+        app.router.add_get("/", self.file)
+        app.router.add_get("/static/{name}", self.file)
         app.router.add_get("/live", self.live)
         app.router.add_get("/calls", self.calls)
         app.router.add_get("/advice", self.advice)
@@ -184,7 +184,8 @@ class Pretended:
         app.router.add_post("/upstreams/{name}/tuned/{deed}", self.deed)
         return app
 
-    async def file(self, name: str) -> web.StreamResponse:
+    async def file(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info.get("name", "index.html")
         return web.FileResponse(STATIC / name, headers={"Content-Security-Policy": CSP, "Cache-Control": "no-store"})
 
     async def live(self, request: web.Request) -> web.StreamResponse:

@@ -21,7 +21,7 @@ from gateway.demo.catalog import Catalog
 from gateway.demo.faults import MODES
 from gateway.demo.films import films
 from gateway.testing import assert_nothing_left
-from tests.edges.browser import Tab, browsing
+from tests.edges.browser import FAINT, NAMELESS, Tab, browsing
 from tests.edges.running import ANY_PORTS, running
 from tests.edges.serving import served
 
@@ -353,26 +353,3 @@ async def test_it_fits_every_screen_and_is_read_by_day_and_night(program, width:
     assert nameless == []
     assert small == 0
     assert faint == []
-
-
-NAMELESS = """[...document.querySelectorAll('button, input, a, [role=img]')]
-    .filter(node => !(node.getAttribute('aria-label') || node.textContent.trim())).map(node => node.outerHTML)"""
-FAINT = """(() => {  // WCAG AA: text of less than 4.5 : 1 against what is behind it
-    const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
-    const light = colour => numbers(colour).slice(0, 3).map(one => one / 255)
-        .map(one => one <= .03928 ? one / 12.92 : ((one + .055) / 1.055) ** 2.4)
-        .reduce((sum, one, at) => sum + one * [.2126, .7152, .0722][at], 0);
-    const behind = node => {
-        for (; node; node = node.parentElement) {
-            const colour = getComputedStyle(node).backgroundColor;
-            if (numbers(colour)[3] !== 0) return colour;
-        }
-        return 'rgb(255, 255, 255)';
-    };
-    const texts = 'h1, h2, h3, p, button, a, .badge, .circuit, .shares li, figcaption span, legend';
-    return [...document.querySelectorAll(texts)]
-        .filter(node => node.textContent.trim() && node.offsetHeight > 2).map(node => {
-            const [front, back] = [light(getComputedStyle(node).color), light(behind(node))];
-            return [(Math.max(front, back) + .05) / (Math.min(front, back) + .05), node.textContent.trim()];
-        }).filter(([contrast]) => contrast < 4.5);
-})()"""
