@@ -1,0 +1,1 @@
+"""Watch a gateway, and tune it while it runs."""
