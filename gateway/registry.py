@@ -147,8 +147,11 @@ class Gateway:
     def lay_over(self, overlay: Overlay | None) -> None:
         """Let what the file and code say from now on go through this before it holds: what operators have tuned.
 
-        What holds already stays as it is. None: nothing is laid over it any more.
+        What holds already stays as it is. None: nothing is laid over it any more. ConfigError where something is laid
+        over it already: who of the two were right?
         """
+        if overlay is not None and self._overlay is not None:
+            raise ConfigError("overlay", "the policies are tuned by another one already", "close that one first")
         self._overlay = overlay
 
     def told_of(self, name: str) -> Policy:

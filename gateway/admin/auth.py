@@ -88,11 +88,14 @@ class Guards:
             return
         raise NotAllowed(403, "this host name is not ours", "use 127.0.0.1, or name it to serve(hosts=[...])")
 
-    def role_of(self, request: web.Request) -> Role:
-        """What the request may do. Raises for one that may do nothing, and for a token that logs will keep."""
+    def check_url(self, request: web.Request) -> None:
+        """Raise for a token where logs will keep it."""
         if any(name.lower() in IN_URL for name in request.query) or self._has_secret(request.path_qs):
             status = 400 if self.open else 401
             raise NotAllowed(status, "a token in a URL is kept by logs", *self._bearer("change it, for it is known"))
+
+    def role_of(self, request: web.Request) -> Role:
+        """What the request may do. Raises for one that may do nothing."""
         if self.open:
             return "write"
         remote = remote_of(request)
