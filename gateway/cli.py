@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import click
 
+from gateway import commands
+
 SERVICES = ("catalog", "info", "ratings")
 HIGHEST_PORT = 65535
 PORT = click.IntRange(0, HIGHEST_PORT)
@@ -118,6 +120,10 @@ def schema() -> None:
     from gateway import config
 
     click.echo(json.dumps(config.schema(), indent=2))
+
+
+for command in commands.COMMANDS:
+    main.add_command(command)
 
 
 def check_scenario(service: str | None, **options: Any) -> None:
