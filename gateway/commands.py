@@ -388,10 +388,19 @@ def enforce(upstream: str, switch: str, why: str, admin: str) -> None:
 @upstream
 @click.argument("operation", required=False)
 @click.argument("args", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="ARGS are JSON: 603 is a number. Else they are texts.")
 @changing
-def forget(upstream: str, operation: str | None, args: tuple[str, ...], why: str, admin: str) -> None:
+def forget(
+    upstream: str,
+    operation: str | None,
+    args: tuple[str, ...],
+    as_json: bool,  # noqa: FBT001 - as above
+    why: str,
+    admin: str,
+) -> None:
     """Forget remembered answers: of all operations, of one, or the one to these ARGS of it."""
-    done = do(admin, why, upstream, "forget", operation=operation, args=[value_of(arg) for arg in args] or None)
+    given = [value_of(arg) for arg in args] if as_json else list(args)
+    done = do(admin, why, upstream, "forget", operation=operation, args=given or None)
     say(f"{upstream}: {done.get('forgotten', 0)} answers forgotten")
 
 

@@ -20,6 +20,7 @@ Errors are {"errors": [{"field", "problem", "remedy"}, ...]}: all that is wrong,
 
 from __future__ import annotations
 
+import logging
 from asyncio import timeout
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from functools import partial
@@ -45,6 +46,8 @@ from gateway.policy import Policy, Quantity
 from gateway.registry import Gateway
 from gateway.upstream import Upstream
 
+log = logging.getLogger("gateway")
+
 LARGEST = 64 * 1024
 """Bytes of a body: a whole policy has less than two thousand."""
 BODY_WITHIN = 5.0
@@ -54,6 +57,7 @@ LONGEST_NAME, LONGEST_REASON = 100, 500
 JSON = frozenset({"application/json", "application/merge-patch+json"})
 FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
 """What a page of another site can send without asking first (Fetch, "CORS-safelisted request-header")."""
+ROLE: web.RequestKey[Role] = web.RequestKey("role")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -286,6 +290,9 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
             return too_large()
         allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
         return Problem.of(error.status, "request", error.reason, "see the page on the admin server", allow).response()
+    except Exception:
+        log.exception("%s %s could not be answered", request.method, request.path)
+        return Problem.of(500, "request", "it could not be answered", "see the log of the process").response()
 
 
 def answer(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -335,10 +342,9 @@ async def options_of(request: web.Request, *known: str) -> dict[str, Any]:
 
 def by(request: web.Request) -> By:
     """Who wants it, as far as he says so."""
-    role: Role | str = request.get("role", "")
     name = said(request, "X-Gateway-Operator", LONGEST_NAME)
     why = said(request, "X-Gateway-Reason", LONGEST_REASON)
-    return By(who=name or "somebody", role=role, remote=remote_of(request), why=why)
+    return By(who=name or "somebody", role=request[ROLE], remote=remote_of(request), why=why)
 
 
 def said(request: web.Request, header: str, longest: int) -> str:

@@ -13,7 +13,7 @@ from aiohttp import web
 from gateway.admin.auth import SAFE, Guards, NotAllowed
 from gateway.admin.journal import Journal, Record
 from gateway.admin.pages import page
-from gateway.admin.routes import LARGEST, Handler, Problem, Routes, errors, sentence
+from gateway.admin.routes import LARGEST, ROLE, Handler, Problem, Routes, errors, sentence
 from gateway.admin.state import State, Tuned
 from gateway.admin.tuning import Tuning
 from gateway.outcome import ConfigError
@@ -117,9 +117,9 @@ class Admin:
                 guards.check_host(request)
                 guards.check_url(request)
                 if request.method not in SAFE or request.path not in page():
-                    request["role"] = guards.role_of(request)
+                    request[ROLE] = role = guards.role_of(request)
                     if request.method not in SAFE:
-                        guards.check_write(request, request["role"])
+                        guards.check_write(request, role)
             except NotAllowed as error:
                 refused = Problem.of(error.status, "access", error.problem, error.remedy, error.headers).response()
                 if request.can_read_body:
