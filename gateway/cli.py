@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import click
 
+from gateway import commands
+
 SERVICES = ("catalog", "info", "ratings")
 HIGHEST_PORT = 65535
 PORT = click.IntRange(0, HIGHEST_PORT)
@@ -121,31 +123,25 @@ def schema() -> None:
 
 
 @main.command()
-@click.option(
-    "--admin",
-    default="http://127.0.0.1:8080",
-    show_default=True,
-    envvar="GATEWAY_ADMIN",
-    callback=http_url,
-    help="The admin server to look at.",
-)
+@commands.asking
 @click.option("--once", is_flag=True, help="Print one picture and end; so it is where the output is no terminal.")
 def top(admin: str, *, once: bool) -> None:
-    """Watch all upstreams of a running gateway in this terminal; q ends it.
-
-    Where the server wants a token: GATEWAY_ADMIN_READ_TOKEN, or GATEWAY_ADMIN_TOKEN.
-    """
+    """Watch all upstreams of a running gateway in this terminal; q ends it."""
     try:
         from gateway import top as watching
     except ModuleNotFoundError as error:
         if error.name != "rich":
             raise
         raise click.ClickException("it needs rich: pip install 'async-worker-gateway[top]'") from None
-    token = os.environ.get("GATEWAY_ADMIN_READ_TOKEN") or os.environ.get("GATEWAY_ADMIN_TOKEN")
+    token = os.environ.get(commands.READ_TOKEN) or os.environ.get(commands.WRITE_TOKEN)
     try:
         watching.run(admin, token=token, once=once or not sys.stdout.isatty())
     except watching.NotAnswered as error:
         raise click.ClickException(str(error)) from None
+
+
+for command in commands.COMMANDS:
+    main.add_command(command)
 
 
 def check_scenario(service: str | None, **options: Any) -> None:

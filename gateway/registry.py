@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 U = TypeVar("U", bound=Upstream)
 T = TypeVar("T")
 L = TypeVar("L", bound=Callable[[Any], object])
+Overlay = Callable[[str, Policy], Policy]
+"""What is to hold for an upstream, by its name and what the file or code says of it. It must not raise."""
 USUAL = Policy()
 """The policy of who gives none."""
 
@@ -82,6 +84,7 @@ class Gateway:
         self._reloading: Reloading | None = None
         self._watch: Watch | None = None
         self._in_code: dict[str, Policy] = {}  # what code said, by the names it has asked for
+        self._overlay: Overlay | None = None
         self._opening = Lock()  # first uses in several threads
         self._background: Background | None = None
         self._of_the_parent: object = None
@@ -107,7 +110,7 @@ class Gateway:
 
         gate = cls()
         gate._reloading = reloading = Reloading(
-            path, gate._upstreams, in_code=gate._in_code, usual=USUAL, register=gate._register
+            path, gate._upstreams, in_code=gate._in_code, usual=USUAL, register=gate._register, overlaid=gate._overlaid
         )
         gate._watch = Watch(reloading.file, gate.reload, check_every=check_every, on_hangup=on_hangup)
         try:
@@ -131,6 +134,36 @@ class Gateway:
             raise ConfigError("policy file", "this gateway was not made from one", "use Gateway.from_file(path)")
         return self.on_its_loop(self._reloading.reload)
 
+    @property
+    def policy_file(self) -> str | os.PathLike[str] | None:
+        """Where the policies come from; None: from code."""
+        return None if self._reloading is None else self._reloading.file.path
+
+    @property
+    def reloading(self) -> bool:
+        """Whether the policies that change now are those of the file."""
+        return self._reloading is not None and self._reloading.applies
+
+    def lay_over(self, overlay: Overlay | None) -> None:
+        """Let what the file and code say from now on go through this before it holds: what operators have tuned.
+
+        What holds already stays as it is. None: nothing is laid over it any more. ConfigError where something is laid
+        over it already: who of the two were right?
+        """
+        if overlay is not None and self._overlay is not None:
+            raise ConfigError("overlay", "the policies are tuned by another one already", "close that one first")
+        self._overlay = overlay
+
+    def told_of(self, name: str) -> Policy:
+        """What the file says of an upstream, else code: what would hold if nobody tuned it."""
+        in_file = None if self._reloading is None else self._reloading.policies.get(name)
+        return self._in_code.get(name, USUAL) if in_file is None else in_file
+
+    def _overlaid(self, name: str, policy: Policy) -> Policy:
+        if self._overlay is None or not (isinstance(name, str) and isinstance(policy, Policy)):
+            return policy  # what is neither is told of later on
+        return self._overlay(name, policy)
+
     # -- upstreams
 
     def upstream(self, name: str, *, policy: Policy = USUAL) -> Upstream:
@@ -139,9 +172,9 @@ class Gateway:
         A name that stands in the policy file gives the upstream of the file, once; its policy is that of the file.
         """
         known = self._unclaimed(name)
-        upstream = self._register(name, policy) if known is None else known
+        upstream = self._register(name, self._overlaid(name, policy)) if known is None else known
         if known is not None:
-            known.policy = self._policy_of(name, policy)
+            known.policy = self._overlaid(name, self._policy_of(name, policy))
         self._in_code[name] = policy
         return upstream
 
@@ -166,12 +199,12 @@ class Gateway:
         known = self._unclaimed(name)
         if known is None:
             self._check_name(name)
-            upstream = HttpUpstream(name, url, policy, http, self)
+            upstream = HttpUpstream(name, url, self._overlaid(name, policy), http, self)
         elif next(iter(known), None) is not None:
             problem = "it has operations already, and is no HTTP API"
             raise ConfigError(f"upstream {name!r}", problem, "call gate.http(...) before its operations are registered")
         else:
-            upstream = HttpUpstream(name, url, self._policy_of(name, policy), http, self)
+            upstream = HttpUpstream(name, url, self._overlaid(name, self._policy_of(name, policy)), http, self)
         self._in_code[name] = policy
         return self._add(upstream)
 

@@ -52,7 +52,7 @@ def policies_in(document: Document, environment: Mapping[str, str] = os.environ)
     hidden: dict[str, frozenset[str]] = {}
     try:
         for name, table in _upstreams(document, found):
-            reading = _Reading((ROOT, name), environment, found)
+            reading = Reading((ROOT, name), environment, found)
             reading.read(table)
             policies[name] = reading.policy()
             hidden[name] = frozenset(reading.hidden)
@@ -91,17 +91,30 @@ def _upstreams(document: Document, found: list[Found]) -> Iterator[tuple[str, di
             yield name, table
 
 
-class _Reading:
-    """One upstream's table on its way to a policy."""
+class Reading:
+    """One upstream's table on its way to a policy: what it says, laid over `base`.
 
-    def __init__(self, path: Path, environment: Mapping[str, str], found: list[Found]) -> None:
+    `environment`: where `${NAME}` is looked up; None: it means nothing. A null, which TOML does not have and JSON does,
+    is a knob as by default: it goes on following where it follows. `reset` has those.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        environment: Mapping[str, str] | None,
+        found: list[Found],
+        *,
+        base: Policy = Policy(),
+    ) -> None:
         self.path = path
         self.environment = environment
         self.found = found
+        self.base = base
         self.values: dict[str, object] = {}
         self.hidden: set[str] = set()
+        self.reset: set[str] = set()
 
-    def read(self, table: dict[str, Any], where: Path = ()) -> None:
+    def read(self, table: Mapping[str, Any], where: Path = ()) -> None:
         """Take what a table says; note what it cannot mean."""
         kind = tables()[".".join(where)]
         own = sorted(f.name for f in fields(kind))
@@ -110,6 +123,8 @@ class _Reading:
             knob = ".".join(path)
             if key not in own:
                 self._note(path, self._unknown(path, own))
+            elif raw is None:
+                self._reset(knob)
             elif key in NESTED.get(kind, {}) and isinstance(raw, dict):
                 if not raw and knob in knobs():
                     self.values[knob] = NESTED[kind][key]()
@@ -120,15 +135,21 @@ class _Reading:
                 except ConfigError as error:
                     self._note(path, error)
 
+    def _reset(self, knob: str) -> None:
+        for path, known in knobs().items():
+            if known.takes != "policy" and (path == knob or path.startswith(f"{knob}.")):
+                self.values[path] = known.default
+                self.reset.add(path)
+
     def policy(self) -> Policy:
         """The policy of what could be read, after noting what contradicts what."""
         try:
-            return Policy().tuned_fields(self.values)
+            return self.base.tuned_fields(self.values)
         except ConfigError:
             values = {knob: value for knob, value in self.values.items() if self._stands_alone(knob, value)}
         while True:
             try:
-                return Policy().tuned_fields(values)
+                return self.base.tuned_fields(values)
             except ConfigError as error:
                 self._contradiction(error)
                 rest = {
@@ -140,7 +161,7 @@ class _Reading:
 
     def _value(self, knob: str, raw: Any, path: Path) -> object:
         errors: list[ConfigError] = []
-        value = filled(raw, path, self.environment, errors)
+        value = raw if self.environment is None else filled(raw, path, self.environment, errors)
         if errors:
             raise ConfigErrors.together(errors)
         if of_environment(value):

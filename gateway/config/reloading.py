@@ -21,7 +21,7 @@ class Reloading:
     """What a policy file says of the upstreams of a gateway, which are handed in as they stand there.
 
     `in_code` is what code said of those that it has asked for: what holds where the file says nothing, else `usual`.
-    `register` makes those that only the file knows.
+    `register` makes those that only the file knows. `overlaid` gives what holds, by a name and what is said of it.
     """
 
     def __init__(
@@ -32,20 +32,24 @@ class Reloading:
         in_code: Mapping[str, Policy],
         usual: Policy,
         register: Callable[[str, Policy], object],
+        overlaid: Callable[[str, Policy], Policy],
     ) -> None:
         self.file = PolicyFile(path)
+        self.applies = False  # right now
         self.policies: Mapping[str, Policy] = {}  # what it said when it was last read well
         self._hidden: Mapping[str, frozenset[str]] = {}  # which knobs of an upstream were the environment's then
         self._upstreams = upstreams
         self._in_code = in_code
         self._usual = usual
         self._register = register
+        self._overlaid = overlaid
 
     def reload(self) -> tuple[str, ...]:
         """Read the file, and go by it; gives the names of upstreams that changed. Raises ConfigError."""
         read = self.file.read()
         names = dict.fromkeys([*self.policies, *read.policies])
-        wanted = {name: read.policies.get(name, self._in_code.get(name, self._usual)) for name in names}
+        told = {name: read.policies.get(name, self._in_code.get(name, self._usual)) for name in names}
+        wanted = {name: self._overlaid(name, policy) for name, policy in told.items()}
         wanted = {
             name: policy
             for name, policy in wanted.items()
@@ -74,6 +78,7 @@ class Reloading:
     def _apply(self, wanted: Mapping[str, Policy], read: Policies) -> None:
         """Go by these policies. If one cannot be had after all, all are as before."""
         before = {name: self._upstreams[name].policy for name in wanted if name in self._upstreams}
+        self.applies = True
         try:
             for name, policy in wanted.items():
                 if name in self._upstreams:
@@ -88,6 +93,8 @@ class Reloading:
                     with suppress(Exception):
                         self._upstreams[name].policy = before[name]
             raise
+        finally:
+            self.applies = False
         for name, policy in wanted.items():
             if name in before:
                 hidden = self._hidden.get(name, frozenset()) | read.hidden.get(name, frozenset())

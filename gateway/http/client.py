@@ -202,6 +202,17 @@ class HttpUpstream(Upstream):
         """
         self.routes.replace(urls)
 
+    def drain_endpoint(self, url: str) -> None:
+        """Send no new calls to one of the endpoints, until `restore_endpoint`; those in flight end where they are.
+
+        From any thread. Raises UnknownName, and ConfigError for the last one that calls can go to: `isolate()` then.
+        """
+        self.gateway.on_its_loop(partial(self.routes.drain, url))
+
+    def restore_endpoint(self, url: str) -> None:
+        """Send calls to an endpoint again, few at first. From any thread. Raises UnknownName."""
+        self.gateway.on_its_loop(partial(self.routes.restore, url))
+
     def bind(self, loop: AbstractEventLoop, clock: Clock) -> None:
         """Live on this loop from now on."""
         super().bind(loop, clock)

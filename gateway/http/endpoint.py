@@ -87,7 +87,7 @@ class Endpoint:
     """
 
     __slots__ = (
-        *("cost", "down_until", "ejected_until", "ejections", "held", "in_flight", "latency", "owner", "per"),
+        *("cost", "down_until", "drained", "ejected_until", "ejections", "held", "in_flight", "latency", "owner", "per"),
         *("ramp_from", "reported_at", "seen", "seen_at", "state", "told", "url", "weight"),
     )
 
@@ -99,6 +99,7 @@ class Endpoint:
         self.state: State = Serving(now, owner.policy)
         self.told: StateName = "healthy"
         self.held = False
+        self.drained = False  # an operator wants no new calls there
         self.ejections = 0
         self.ejected_until = self.down_until = self.reported_at = -inf
         self.ramp_from = inf  # inf: no ramp
@@ -117,6 +118,8 @@ class Endpoint:
     @property
     def name(self) -> StateName:
         """Its state in a word."""
+        if self.drained:
+            return "draining"
         if type(self.state) is Out:
             return "down" if self.down_until > -inf else "ejected"
         return "healthy" if self.ramp_from == inf else "ramping"

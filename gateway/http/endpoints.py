@@ -20,6 +20,9 @@ for all: never more than `max_ejected` of them are out, and never the last one, 
 of the list or the policy (Envoy checked before, envoyproxy/envoy#27066). An ill one that has to stay is `held`, and
 counted. When all that are in are held, there is no telling who is better: `panic`, the load is shared among all.
 
+What an operator drains is no part of that: no call goes there, nothing is learned of it, and the floor is that of the
+others. The last one that is left cannot be drained.
+
 Synchronous and pure: it takes instants and verdicts and needs no timer. What is due happens when somebody looks.
 """
 
@@ -150,7 +153,7 @@ class Endpoints:
 
     def learn(self, endpoint: Endpoint, now: float, *, failed: bool, latency: float) -> None:
         """A call to an endpoint ended, in the state in which it began. For its leases."""
-        if self._only is not None and not endpoint.held:
+        if (self._only is not None and not endpoint.held) or endpoint.drained:
             return  # there is nothing to choose, and nothing to eject
         if now > self._newest:
             self._newest = now
@@ -214,6 +217,34 @@ class Endpoints:
             self._all[url] = endpoint
         for endpoint in before.values():
             endpoint.state = Gone()
+        self._settle(now)
+
+    def drain(self, url: str) -> None:
+        """Send no new calls there, until `restore`; those in flight go on. KeyError if it is not in the list.
+
+        Raises a ConfigError for the last one that calls can go to.
+        """
+        endpoint = self._all[url]
+        if endpoint.drained:
+            return
+        if sum(not one.drained for one in self._all.values()) == 1:
+            raise ConfigError("endpoints", f"{url} is the last one that calls can go to", "isolate the upstream")
+        now = self._look(self.clock())
+        endpoint.drained = True
+        self._note(endpoint, now)
+        self._settle(now)
+
+    def restore(self, url: str) -> None:
+        """Send calls there again, few at first; KeyError if it is not in the list. What checks say of it still holds."""
+        endpoint = self._all[url]
+        if not endpoint.drained:
+            return
+        now = self._look(self.clock())
+        endpoint.drained = False
+        if type(endpoint.state) is Serving:
+            self._put_back(endpoint, now)
+        else:
+            self._note(endpoint, now)
         self._settle(now)
 
     @property
@@ -355,13 +386,18 @@ class Endpoints:
 
     def _settle(self, now: float) -> None:
         """After any change: keep the floor, share the load out anew, tell what changed."""
-        every = list(self._all.values())
+        every = [endpoint for endpoint in self._all.values() if not endpoint.drained]
+        if not every:  # another list has only drained ones left: better there than nowhere
+            every = list(self._all.values())
+            for endpoint in every:
+                endpoint.drained = False
+                self._note(endpoint, now)
         self._keep_floor(every, now)
         self._panic = all(endpoint.held or type(endpoint.state) is Out for endpoint in every)
         self._share_out(every if self._panic else [one for one in every if type(one.state) is Serving], now)
         self._only = every[0] if len(every) == 1 else None
         step = now + self._policy.ramp_for / RAMP_STEPS
-        self._due = min(endpoint.due(step, self._policy.ramp_for) for endpoint in every)
+        self._due = min(endpoint.due(step, self._policy.ramp_for) for endpoint in self._all.values())
         while self._changes and self._on_change is not None:
             self._on_change(*self._changes.pop(0))
         self._changes.clear()

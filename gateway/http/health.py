@@ -15,7 +15,7 @@ from gateway.window import TimeWindow
 
 ALMOST_ONE = 1 - 1e-9
 """Shares this near are equal: a product of floats must not miss a threshold by its rounding."""
-StateName = Literal["healthy", "ejected", "ramping", "down"]
+StateName = Literal["healthy", "ejected", "ramping", "down", "draining"]
 Verdict = Literal["success", "failure", "nothing"]
 """What a call says about its endpoint. Nothing: cancelled, never sent, lost a race, or cut by a caller in a hurry."""
 

@@ -23,7 +23,7 @@ from gateway.http.endpoint import Endpoint, Lease
 from gateway.http.endpoints import Endpoints, with_weights
 from gateway.http.health import Gone, StateName, Verdict
 from gateway.http.request import IDEMPOTENT, BaseUrl, HttpRequest, checked
-from gateway.outcome import ConfigError, NotSent, Refused, reason_of, waited_for_of
+from gateway.outcome import ConfigError, NotSent, Refused, UnknownName, reason_of, waited_for_of
 from gateway.policy import HttpPolicy
 
 log = logging.getLogger("gateway")
@@ -84,6 +84,20 @@ class Routes:
     def __len__(self) -> int:
         return len(self._routes)
 
+    def drain(self, url: str) -> None:
+        """Send no new calls to one of them. Raises UnknownName, and ConfigError for the last one."""
+        self.endpoints.drain(self._known(url))
+
+    def restore(self, url: str) -> None:
+        """Send calls there again. Raises UnknownName."""
+        self.endpoints.restore(self._known(url))
+
+    def _known(self, url: str) -> str:
+        for known in self._routes:
+            if known.rstrip("/") == url.rstrip("/"):
+                return known
+        raise UnknownName.among(f"{self._name} endpoint", url, self._routes)
+
     # -- for each try, where there are several
 
     async def through(self, trip: Trip, send: Callable[[Route], Awaitable[T]], evidence_after: float) -> T:
@@ -141,9 +155,10 @@ class Routes:
         return not (request.idempotency_key is None or IDEMPOTENT[request.method] or self._policy.endpoints.share_keys)
 
     def _home(self, request: HttpRequest) -> Endpoint:
-        """The endpoint of a key: whatever its health, or a key would be new to another one."""
+        """The endpoint of a key: whatever its health, or a key would be new to another one. Those drained are no home."""
         key = str(request.idempotency_key).encode()
-        url = max(self._routes, key=lambda url: blake2b(url.encode(), key=blake2b(key).digest()).digest())
+        homes = [url for url in self._routes if not self.endpoints[url].drained]
+        url = max(homes, key=lambda url: blake2b(url.encode(), key=blake2b(key).digest()).digest())
         return self.endpoints[url]
 
     # -- the list

@@ -1,0 +1,397 @@
+"""What moves, second by second: taken from the numbers that the calls count anyway, so that a call pays nothing for it.
+
+A task looks once a second at the running totals of each operation and keeps what it saw for a while. All that a window
+shows is the difference of two looks: rates, and percentiles from buckets. Five times a second it looks at how many are
+in each pool, and notes how late it came itself: the lag of the event loop.
+
+Memory is bounded: so many looks, so many bounds, whatever the traffic.
+"""
+
+from __future__ import annotations
+
+from asyncio import CancelledError, Task, get_running_loop, sleep
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from contextvars import Context
+from dataclasses import dataclass
+from itertools import islice
+from operator import add, sub
+from time import monotonic, time
+from typing import NamedTuple, Protocol
+
+from gateway.context import Clock, clock_of
+from gateway.counts import BOUNDS, ENDS, Histogram, LatencySnapshot
+from gateway.operation import Operation
+from gateway.upstream import Upstream
+
+TICK = 0.2
+"""Seconds between two looks at the pools and at the lag."""
+TICKS_A_SECOND = round(1 / TICK)
+WINDOW = 10
+"""Seconds that a window looks back over, as a circuit's does."""
+SPARK = 60
+"""Seconds that a sparkline looks back over."""
+GENERATION = 300
+"""Seconds after which advice begins to forget: it goes by the present generation and the one before."""
+SLICE = 16
+"""Upstreams that are looked at in one turn of the loop; 200 at once would be felt by the calls of that turn."""
+
+MOVING = ("asked", "attempts", "retries", "overran", *map(str, ENDS))
+"""What is taken of each operation, in this order."""
+ASKED, ATTEMPTS, FIRST_END = 0, 1, 4
+DEGRADED = [MOVING.index(name) for name in ("last_good", "static", "handler", "alternate")]
+FAILED = [MOVING.index(name) for name in ("failed", "unknown", "rejected")]
+NOTHING = (0,) * len(MOVING)
+NO_BUCKETS = [0] * (len(BOUNDS) + 1)
+LOADS: list[int] = [*range(65), *(round(64 * 1.1**i) for i in range(1, 100))]
+"""How many are in a pool: exactly up to 64, then in steps of 10 %, up to 800,000."""
+
+
+class Buckets(NamedTuple):
+    """A histogram as it was at some instant, or what came to it between two of them."""
+
+    counts: Sequence[int]
+    sum: float
+    max: float
+
+    @classmethod
+    def of(cls, histogram: Histogram, before: Buckets | None = None) -> Buckets:
+        """It as it is now; of one that has not moved since `before` there is only one copy."""
+        counts = histogram._buckets  # noqa: SLF001 - a snapshot would work out percentiles, and nobody looks at most
+        if before is not None and counts == before.counts:
+            return before
+        return cls(counts.copy(), histogram._sum, histogram._max)  # noqa: SLF001
+
+    def since(self, before: Buckets) -> Buckets:
+        """What came to it since then. Its `max` may be too high: by the step of a bucket, no more than that."""
+        if before is self:
+            return NONE
+        return Buckets(list(map(sub, self.counts, before.counts)), self.sum - before.sum, self.max)
+
+    def plus(self, other: Buckets) -> Buckets:
+        """Both together."""
+        counts = list(map(add, self.counts, other.counts))
+        return Buckets(counts, self.sum + other.sum, max(self.max, other.max))
+
+    @property
+    def total(self) -> int:
+        """How many."""
+        return sum(self.counts)
+
+    def quantile(self, share: float, bounds: Sequence[float] = BOUNDS) -> float:
+        """What this share of them does not exceed, in seconds; at most the step of a bucket too high. 0.0 of none."""
+        count = self.total
+        seen = 0
+        if not count:
+            return 0.0
+        for bound, number in zip(bounds, self.counts, strict=False):
+            seen += number
+            if number and seen >= share * count:
+                return min(bound, self.max)
+        return self.max
+
+    def snapshot(self) -> LatencySnapshot:
+        """The figures."""
+        count = self.total
+        if not count:
+            return IDLE
+        return LatencySnapshot(
+            count=count,
+            mean=self.sum / count,
+            p50=self.quantile(0.5),
+            p90=self.quantile(0.9),
+            p99=self.quantile(0.99),
+            max=self.quantile(1.0),
+        )
+
+
+NONE = Buckets(NO_BUCKETS, 0.0, 0.0)
+IDLE = LatencySnapshot(count=0, mean=0.0, p50=0.0, p90=0.0, p99=0.0, max=0.0)
+
+
+class Loads:
+    """How often how many were in a pool."""
+
+    __slots__ = ("counts", "looks", "max")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(LOADS) + 1)
+        self.looks = self.max = 0
+
+    def record(self, load: int) -> None:
+        """One look."""
+        self.counts[load if load < 65 else bisect_left(LOADS, load)] += 1  # noqa: PLR2004 - as in LOADS
+        self.looks += 1
+        if load > self.max:
+            self.max = load
+
+    def plus(self, other: Loads) -> Loads:
+        """Both together."""
+        both = Loads()
+        both.counts = list(map(add, self.counts, other.counts))
+        both.looks, both.max = self.looks + other.looks, max(self.max, other.max)
+        return both
+
+    def quantile(self, share: float) -> int:
+        """What this share of the looks does not exceed."""
+        seen = 0
+        for bound, number in zip(LOADS, self.counts, strict=False):
+            seen += number
+            if number and seen >= share * self.looks:
+                return bound if bound < self.max else self.max
+        return self.max
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Each load that was seen, and how often."""
+        return ((bound, number) for bound, number in zip((*LOADS, self.max), self.counts, strict=True) if number)
+
+
+class Mark(NamedTuple):
+    """The totals of an operation at some instant: `MOVING`, and the service times of its successful tries."""
+
+    counts: tuple[int, ...]
+    latency: Buckets
+
+    @classmethod
+    def of(cls, operation: Operation[..., object], before: Mark | None = None) -> Mark:
+        """As they are now."""
+        tally = operation.tally
+        counts = (tally.asked, tally.attempts, tally.retries, tally.overran, *tally.ended.values())
+        return cls(counts, Buckets.of(operation.latency, None if before is None else before.latency))
+
+
+BEGINNING = Mark(NOTHING, NONE)
+
+
+class Look(NamedTuple):
+    """An upstream's totals at some instant: of each operation, and the waits of the calls that queued."""
+
+    at: float
+    operations: dict[str, Mark]
+    waits: Buckets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What happened in so many seconds. `counts` has the numbers of `MOVING`, by their names."""
+
+    seconds: float
+    counts: dict[str, int]
+    latency: Buckets
+    waits: Buckets
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Each of the counts, for a second."""
+        return {name: count / self.seconds for name, count in self.counts.items()}
+
+
+class Span:
+    """What advice goes by: one generation of it, from some instant on."""
+
+    __slots__ = ("began_at", "loads", "mark", "queued")
+
+    def __init__(self, look: Look) -> None:
+        self.began_at = look.at
+        self.mark = look
+        self.loads = Loads()
+        self.queued = 0  # looks that saw somebody wait
+
+
+class Track:
+    """What is kept of one upstream."""
+
+    def __init__(self, look: Look) -> None:
+        self.looks: deque[Look] = deque([look], WINDOW + 1)
+        self.spark: deque[tuple[float, float, float]] = deque(maxlen=SPARK)
+        self.arrivals: deque[float] = deque(maxlen=2 * GENERATION)
+        self.peaks: deque[int] = deque([0], WINDOW)  # the most that were in the pool, second by second
+        self.spans: deque[Span] = deque([Span(look)], 2)
+
+    @property
+    def now(self) -> Look:
+        """The last look."""
+        return self.looks[-1]
+
+    @property
+    def began(self) -> Look:
+        """Where what advice goes by begins."""
+        return self.spans[0].mark
+
+    @property
+    def loads(self) -> Loads:
+        """How many were in the pool, of late."""
+        first, *rest = (span.loads for span in self.spans)
+        return first.plus(rest[0]) if rest else first
+
+    def tick(self, in_use: int, waiting: bool) -> None:  # noqa: FBT001 - five times a second for each upstream
+        """A look at the pool."""
+        span = self.spans[-1]
+        span.loads.record(in_use)
+        span.queued += waiting
+        if in_use > self.peaks[-1]:
+            self.peaks[-1] = in_use
+
+    def take(self, look: Look) -> None:
+        """A look at the totals, about a second after the last one."""
+        before = self.looks[-1]
+        seconds = look.at - before.at
+        if seconds <= 0.0:
+            return
+        self.looks.append(look)
+        asked, degraded, failed = moved(look.operations, before.operations)
+        self.spark.append((asked / seconds, degraded / seconds, failed / seconds))
+        self.arrivals.append(asked / seconds)
+        self.peaks.append(0)
+        if look.at - self.spans[-1].began_at >= GENERATION:
+            self.spans.append(Span(look))
+
+    def between(self, after: Look, before: Look, operation: str | None = None) -> Window:
+        """What happened between two looks, to all operations or to one."""
+        names = after.operations if operation is None else (operation,)
+        counts, latency = NOTHING, NONE
+        for name in names:
+            new, old = after.operations.get(name, BEGINNING), before.operations.get(name, BEGINNING)
+            counts = tuple(map(add, counts, map(sub, new.counts, old.counts)))
+            came = new.latency.since(old.latency)
+            latency = latency if came is NONE else came if latency is NONE else latency.plus(came)
+        return Window(
+            seconds=max(after.at - before.at, 1e-9),
+            counts=dict(zip(MOVING, counts, strict=True)),
+            latency=latency,
+            waits=after.waits.since(before.waits),
+        )
+
+    def window(self, operation: str | None = None) -> Window:
+        """What happened in the last `WINDOW` seconds."""
+        return self.between(self.looks[-1], self.looks[0], operation)
+
+
+def moved(after: dict[str, Mark], before: dict[str, Mark]) -> tuple[int, int, int]:
+    """How many were asked, answered by a tier, and left without an answer."""
+    asked = degraded = failed = 0
+    for name, mark in after.items():
+        old = before.get(name, BEGINNING).counts
+        new = mark.counts
+        if new != old:
+            asked += new[ASKED] - old[ASKED]
+            degraded += sum(new[i] - old[i] for i in DEGRADED)
+            failed += sum(new[i] - old[i] for i in FAILED)
+    return asked, degraded, failed
+
+
+class Upstreams(Protocol):
+    """What is looked at: a gateway."""
+
+    def __iter__(self) -> Iterator[Upstream]:
+        """Its upstreams."""
+        ...
+
+
+class Sampler:
+    """Looks at a gateway from `start` to `close`. `wall` tells the time of day, in seconds since 1970.
+
+    `each` hears of every second that was taken, when it was.
+    """
+
+    NAME = "gateway: sampler"
+
+    def __init__(self, gate: Upstreams, *, wall: Callable[[], float] = time) -> None:
+        self.gate = gate
+        self.wall = wall
+        self.tracks: dict[str, Track] = {}
+        self.lags: deque[float] = deque([0.0], SPARK)  # the worst of each second
+        self.seconds = 0
+        self.each: list[Callable[[], object]] = []
+        self.clock: Clock = monotonic
+        self.began_at = 0.0
+        self._task: Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, on the running loop."""
+        loop = get_running_loop()
+        self.clock = clock_of(loop)
+        self.began_at = self.clock()
+        for upstream in self.gate:
+            self.track(upstream)
+        self._task = loop.create_task(self._run(), name=self.NAME, context=Context())
+
+    async def close(self) -> None:
+        """Look no more."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with suppress(CancelledError):
+                await task
+
+    @property
+    def lag(self) -> tuple[float, float]:
+        """How late a timer of this loop came in the last second, and in the last minute, at worst; seconds."""
+        late = self.lags[-2] if len(self.lags) > 1 else self.lags[-1]
+        return max(late, self.lags[-1]), max(self.lags)
+
+    def now(self) -> float:
+        """The instant it is, by the clock of the loop that it looks on."""
+        return self.clock()
+
+    def wall_of(self, at: float) -> float:
+        """An instant of the gateway's clock as time of day."""
+        return self.wall() - (self.clock() - at)
+
+    def track(self, upstream: Upstream) -> Track:
+        """What is kept of an upstream; of one that is new, from now on."""
+        track = self.tracks.get(upstream.name)
+        if track is None:
+            track = self.tracks[upstream.name] = Track(look_of(upstream, self.clock()))
+        return track
+
+    def look_at(self, upstream: Upstream) -> None:
+        """Take its totals."""
+        track = self.track(upstream)
+        track.take(look_of(upstream, self.clock(), track.now))
+
+    async def _run(self) -> None:
+        due = self.clock() + TICK
+        ticks = 0
+        while True:
+            await sleep(max(0.0, due - self.clock()))
+            now = self.clock()
+            self.tick(now - due)
+            ticks += 1
+            if ticks % TICKS_A_SECOND == 0:
+                await self.take_second()
+            due = max(due + TICK, now)  # what was missed is not made up for
+
+    def tick(self, late: float) -> None:
+        """Look at the pools."""
+        self.lags[-1] = max(self.lags[-1], late)
+        for upstream in self.gate:
+            bulkhead = upstream.bulkhead
+            in_use = bulkhead.in_use
+            self.track(upstream).tick(in_use, in_use >= bulkhead.policy.limit and bulkhead.waiting > 0)
+
+    async def take_second(self) -> None:
+        """Look at the totals of all, a few in each turn of the loop."""
+        for number, upstream in enumerate(self.gate, 1):
+            self.look_at(upstream)
+            if number % SLICE == 0:
+                await sleep(0)
+        self.lags.append(0.0)
+        self.seconds += 1
+        for listener in self.each:
+            listener()
+
+
+def look_of(upstream: Upstream, at: float, before: Look | None = None) -> Look:
+    """The totals of an upstream as they are now."""
+    known = {} if before is None else before.operations
+    operations = {operation.name: Mark.of(operation, known.get(operation.name)) for operation in upstream}
+    return Look(at, operations, Buckets.of(upstream.waits, None if before is None else before.waits))
+
+
+def newest(values: Iterable[float], number: int) -> list[float]:
+    """The last few of them, oldest first, with zeros in front where there are not so many."""
+    last = list(islice(reversed(list(values)), number))[::-1]
+    return [0.0] * (number - len(last)) + last
