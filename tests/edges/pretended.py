@@ -247,18 +247,19 @@ class Pretended:
             unit = "seconds" if "timeout" in path or path.endswith(("_for", "_wait", "_after")) else "count"
             knobs.append({"path": path, "kind": kind, "unit": unit, "none": value is None, "default": value})
             knobs[-1]["meaning"] = "What it is, and why it is so by default."
-        return web.json_response({"policy": upstream.policy, "knobs": knobs}, headers={"ETag": f'"{upstream.etag}"'})
+        content = {"policy": upstream.policy, "knobs": knobs, "file": "policies.toml"}
+        return web.json_response(content, headers={"ETag": f'"{upstream.etag}"'})
 
     async def tune(self, request: web.Request) -> web.Response:
         upstream = self.upstreams[request.match_info["name"]]
         if request.headers["If-Match"] != f'"{upstream.etag}"':
-            return web.json_response({"error": "it was changed meanwhile"}, status=412)
+            return web.json_response({"errors": []}, status=412)
         policy = deepcopy(upstream.policy)
         for section, fields in (await request.json()).items():
             policy[section] |= fields
         if not isinstance(policy["bulkhead"]["limit"], int) or policy["bulkhead"]["limit"] < 1:
             wrong = {"field": "bulkhead.limit", "problem": "it is not a whole number from 1 up", "remedy": "give 1"}
-            return web.json_response({"errors": [wrong]}, status=400)
+            return web.json_response({"errors": [wrong]}, status=422)
         upstream.drift = upstream.drift | {"bulkhead.limit": [20, policy["bulkhead"]["limit"]]}
         upstream.policy, upstream.etag = policy, upstream.etag + 1
         self.happened("policy", upstream.name, f"bulkhead.limit 20 -> {policy['bulkhead']['limit']}")

@@ -25,7 +25,7 @@ export class Audit {
       if (shape === this.shape) return;
       this.shape = shape;
       const records = [...content.audit].sort((one, other) => other.at - one.at);
-      this.list.replaceChildren(...(records.length ? records.map(entry) : [element("li", { class: "soft" }, "Nobody has changed anything.")]));
+      this.list.replaceChildren(...(records.length ? records.map(entry) : [element("li", { class: "soft none" }, "Nobody has changed anything.")]));
     } catch (error) { this.refused(error); }
   }
 }

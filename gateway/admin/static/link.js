@@ -18,7 +18,7 @@ export const token = {
 /** What the server refused, in its own words. */
 export class Refusal extends Error {
   constructor(status, content) {
-    super(content?.error || content?.errors?.map(({ field, problem, remedy }) => `${field}: ${problem}; ${remedy}`).join("\n") || `the server answers ${status}`);
+    super(content?.errors?.map(({ problem, remedy }) => `${problem}; ${remedy}`).join("\n") || `the server answers ${status}`);
     this.status = status;
     this.errors = content?.errors || [];
     this.content = content;

@@ -22,7 +22,9 @@ function entry({ at, kind, upstream, text }, of) {
   const node = element("li", { class: "event" },
     element("time", { class: "number soft", datetime: new Date(at * 1000).toISOString() }, clock(at)),
     element("span", { class: "mark", "aria-hidden": "true" }, MARKS[kind] || "·"),
-    element("span", {}, of === null ? element("a", { href: linkTo(upstream) }, upstream) : "", of === null ? " " : "", `${kind === "circuit" ? "circuit " : ""}${text}`));
+    element("span", {}, of === null ? element("a", { href: linkTo(upstream) }, upstream) : "", of === null ? " " : "", told(kind, text)));
   set(node, "data-kind", kind);
   return node;
 }
+
+const told = (kind, text) => kind === "circuit" ? `circuit ${text.replace("half_open", "half-open").replace("->", "→")}` : text.replaceAll("->", "→");

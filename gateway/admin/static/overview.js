@@ -137,6 +137,7 @@ function upstreamRow({ name }) {
       write(mark, LEVELS[level][0]);
       write(reason, text);
       set(node, "data-plain", String(text === "well"));
+      set(node, "data-said", String(/^(circuit|isolated|half-open)/.test(text)));
       set(circuit, "data-state", upstream.circuit.state);
       set(circuit, "data-mark", CIRCUITS[upstream.circuit.state][0]);
       write(circuit, upstream.circuit.enforced ? `circuit ${CIRCUITS[upstream.circuit.state][1]}` : `circuit ${CIRCUITS[upstream.circuit.state][1]}, not enforced`);

@@ -13,7 +13,7 @@ const UNITS = { seconds: "s", bytes: "bytes", share: "0 to 1", count: "", number
 
 export class Tune {
   constructor({ name, refused, changed }) {
-    Object.assign(this, { name, refused, changed, rows: new Map(), etag: null, policy: {} });
+    Object.assign(this, { name, refused, changed, rows: new Map(), etag: null, policy: {}, file: null, aside: null });
     this.first = element("div", { class: "knobs" });
     this.rest = element("div", { class: "knobs" });
     this.find = element("input", { type: "search", placeholder: "Find a knob", "aria-label": "Find a knob", oninput: () => this.sift() });
@@ -37,6 +37,8 @@ export class Tune {
       const before = this.policy;
       this.policy = content.policy;
       this.etag = etag;
+      this.file = content.file || null;
+      this.aside = content.aside || null;
       if (!this.rows.size) this.build(content.knobs);
       for (const row of this.rows.values()) {
         const now = spelled(at(this.policy, row.path)), was = spelled(at(before, row.path));
@@ -162,7 +164,7 @@ function knobRow(knob, edited) {
   field.setAttribute("aria-describedby", `${id}-about`);
   const node = element("div", { class: "knob", "data-knob": path },
     element("label", { for: id }, path), element("span", { class: "value" }, field, element("span", { class: "unit soft" }, UNITS[unit] ?? ""), back),
-    element("span", { class: "about soft", id: `${id}-about` }, `${meaning} Default ${spelled(knob.default)}${none ? ", may be none" : ""}.`), wrong, other);
+    element("span", { class: "about soft", id: `${id}-about` }, `${meaning.replaceAll("`", "")} Default ${spelled(knob.default)}${none ? ", may be none" : ""}.`), wrong, other);
   return {
     path, node, field, wrong, other, now: "",
     value: () => field.value.trim(),

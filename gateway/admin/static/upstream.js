@@ -50,8 +50,9 @@ export class UpstreamPage {
     this.circuit = element("p", { class: "circuit strong" });
     this.circuitMore = element("p", { class: "soft small" });
     this.circuits = element("ul", { class: "circuits" });
+    this.more = element("p", { class: "soft small" });
     this.times = table(["", "calls", "mean", "p50", "p90", "p99", "max"], "How long it takes, last 10 s");
-    this.operations = table(["operation", "calls/s", "answers", "p50", "p99", "remembered"], "Operations");
+    this.operations = table(["operation", "calls/s", "answers", "p50", "p99", "memory"], "Operations");
     this.counts = table(["how calls ended", "a second", "in all"], "Counters");
     this.sums = element("p", { class: "small sums" });
     this.endpoints = element("section", { class: "panel", hidden: true }, element("h2", {}, "Endpoints"));
@@ -71,7 +72,7 @@ export class UpstreamPage {
       element("div", { class: "facts" },
         panel("Calls in the last minute", this.spark.node, this.per, this.bar.node, this.words.node),
         panel("Pool", this.places, this.pool.node, this.placesMore, this.poolChart.node),
-        panel("Circuit", this.circuit, this.circuitMore, this.circuits, this.budget),
+        panel("Circuit", this.circuit, this.circuitMore, this.circuits, this.more, this.budget),
         panel("Time", this.timeChart.node, this.times.node)),
       element("div", { class: "columns" },
         element("div", {}, this.why.node, this.tune.node, this.advice),
@@ -100,14 +101,15 @@ export class UpstreamPage {
       enforce: enforced ? [`Enforce the circuit of ${whom}?`, "An open circuit refuses calls again.", "Enforce"] : [`Stop enforcing the circuit of ${whom}?`, "It goes on counting and shows what it would have refused, and refuses nothing.", "Stop enforcing", true],
       forget: [`Forget what ${whom} answered?`, "Every remembered answer is dropped. Until it answers again, callers get defaults or errors where they would have had the last good one.", "Forget", true],
       drain: [`Drain ${whom}?`, "What is under way there ends as it will; nothing new is sent to it.", "Drain", true],
-      fold: [`Write the tuned values of ${whom} into the policy file?`, "They are then what stands in the file; comments stay.", "Write them"],
+      fold: [`Write the tuned values of ${whom} into the policy file?`, `They are then what stands in ${this.tune.file}; its comments stay.`, "Write them"],
       drop: [`Drop the tuned values of ${whom}?`, "What stands in the file, or in the code, holds again at once.", "Drop them", true],
     }[deed];
     const answer = await confirmed({ title, text, deed: name, danger, detail: ["fold", "drop"].includes(deed) ? this.drifted() : null });
     if (!answer) return;
-    const body = { ...(deed === "enforce" ? { enforce: enforced } : {}), ...(key === undefined ? {} : { circuit: key }), ...(url ? { endpoint: url } : {}) };
+    const body = deed === "enforce" ? { enforce: enforced } : key !== undefined ? { circuit: key } : url ? { url } : {};
+    const path = url ? `endpoints/${deed}` : ["fold", "drop"].includes(deed) ? `tuned/${deed}` : deed;
     try {
-      await ask(`${named(this.name)}/${["fold", "drop"].includes(deed) ? "tuned/" : ""}${deed}`, { method: "POST", body, why: answer.why });
+      await ask(`${named(this.name)}/${path}`, { method: "POST", body, why: answer.why });
       this.said(`${whom}: ${deed} done`);
       if (["fold", "drop", "enforce"].includes(deed)) this.tune.read({ keep: true });
     } catch (error) { this.refused(error, true); }
@@ -152,18 +154,21 @@ export class UpstreamPage {
   }
 
   showDrift({ drift }) {
-    const entries = Object.entries(drift), shape = JSON.stringify(drift);
+    const entries = Object.entries(drift), { file, aside } = this.tune, shape = JSON.stringify([drift, file, aside]);
     this.drift.hidden = !entries.length;
     if (this.drift.shape === shape) return;
     this.drift.shape = shape;
-    this.drift.replaceChildren(element("h2", {}, `≠ ${plural(entries.length, "knob")} tuned away from the file`), this.drifted(entries),
+    this.drift.replaceChildren(element("h2", {}, `≠ ${plural(entries.length, "knob")} tuned away from the ${file ? "file" : "code"}`),
+      aside ? element("p", { class: "said" }, `Set aside, since what the file says now does not go with it: ${aside}`) : "",
+      this.drifted(entries),
       element("p", { class: "choices" },
         element("button", { type: "button", "data-deed": "drop", onclick: () => this.do("drop") }, "Drop them"),
-        element("button", { type: "button", class: "well", "data-deed": "fold", onclick: () => this.do("fold") }, "Write them into the file")));
+        file ? element("button", { type: "button", class: "well", "data-deed": "fold", onclick: () => this.do("fold") }, "Write them into the file")
+          : element("span", { class: "soft small" }, "They come from code: there is no policy file to write them into.")));
   }
 
   drifted(entries = Object.entries(this.told.drift)) {
-    return element("table", { class: "changes" }, element("thead", {}, element("tr", {}, ...["knob", "in the file", "now"].map((text) => element("th", { scope: "col" }, text)))),
+    return element("table", { class: "changes" }, element("thead", {}, element("tr", {}, ...["knob", this.tune.file ? "in the file" : "in code", "now"].map((text) => element("th", { scope: "col" }, text)))),
       element("tbody", {}, ...entries.map(([path, [file, now]]) => element("tr", {}, element("th", { scope: "row" }, path), element("td", { class: "was" }, spelled(file)), element("td", { class: "will" }, spelled(now))))));
   }
 
@@ -181,7 +186,7 @@ export class UpstreamPage {
     write(this.placesMore, `${pool.waiting} of ${endlessly(pool.queue)} queued · peak ${pool.peak} · ${grouped(pool.rejected)} turned away${pool.abandoned ? ` · ${pool.abandoned} held by work that was given up and cannot be stopped` : ""}`);
   }
 
-  showCircuit({ circuit, circuits, budget }) {
+  showCircuit({ circuit, circuits, circuits_in_all, budget }) {
     const [mark, name, meaning] = CIRCUITS[circuit.state];
     set(this.circuit, "data-state", circuit.state);
     set(this.circuit, "data-mark", mark);
@@ -189,8 +194,9 @@ export class UpstreamPage {
     write(this.circuit, `${name}${left}`);
     const known = (value, what) => value === null ? `${what} not known yet` : `${percent(value)} ${what}`;
     write(this.circuitMore, [meaning, circuit.since ? `for ${long(Math.max(0, Date.now() / 1000 - circuit.since))}` : "",
-      circuit.enforced ? "" : "not enforced: it refuses nothing", `${circuit.failures} of ${circuit.calls} failed: ${known(circuit.failure_rate, "failures")}`,
-      `opens at ${percent(circuit.threshold)} of at least ${circuit.min_calls}`, circuit.rejected ? `${grouped(circuit.rejected)} refused` : ""].filter(Boolean).join(" · "));
+      circuit.enforced ? "" : "not enforced: it refuses nothing", circuit.calls ? `${circuit.failures} of ${circuit.calls} failed: ${known(circuit.failure_rate, "failures")}` : "",
+      `opens at ${percent(circuit.threshold)} of at least ${circuit.min_calls}`, circuit.rejected ? `${grouped(circuit.rejected)} refused` : "",
+      circuit.held_for ? `it asked to be left alone for ${seconds(circuit.held_for)} more` : ""].filter(Boolean).join(" · "));
     const own = circuits.slice(0, 50);
     keyed(this.circuits, own, {
       key: ({ key }) => key,
@@ -209,7 +215,9 @@ export class UpstreamPage {
         write(child.button, child.deed === "isolate" ? "Isolate" : "Restore");
       },
     });
-    write(this.budget, budget ? `${Number(budget.left).toFixed(1)} retries left in the budget` : "retries have no budget");
+    const more = (circuits_in_all || circuits.length) - own.length;
+    write(this.more, more > 0 ? `and ${grouped(more)} more` : "");
+    write(this.budget, budget ? `${grouped(Math.floor(number(budget.left)))} retries left in the budget${budget.suppressed ? `, ${grouped(budget.suppressed)} left out for want of it` : ""}` : "retries have no budget");
   }
 
   operation({ name, window: { rates, latency }, memory, adds_up: sums }) {
@@ -246,8 +254,7 @@ export class UpstreamPage {
   async advise() {
     if (document.hidden) return;
     try {
-      const { content } = await ask("advice");
-      const mine = content.advice.filter(({ upstream }) => upstream === this.name), shape = JSON.stringify(mine);
+      const { content } = await ask(`advice?upstream=${encodeURIComponent(this.name)}`), mine = content.advice, shape = JSON.stringify(mine);
       if (this.advised.shape === shape) return;
       this.advised.shape = shape;
       this.advised.replaceChildren(...(mine.length ? mine.map((one) => this.advisedOn(one)) : [element("li", { class: "soft" }, "Nothing to advise: too little was seen, or the numbers fit.")]));

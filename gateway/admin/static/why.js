@@ -3,9 +3,9 @@
 import { ask } from "./link.js";
 import { element, keyed, set, write } from "./dom.js";
 import { waterfall } from "./draw.js";
-import { MARKS, NAMES, clock, kindOf, long, seconds } from "./words.js";
+import { MARKS, NAMES, clock, kindOf, linkTo, long, plural, seconds } from "./words.js";
 
-const EVERY = 1000, ASKED = 60;
+const EVERY = 1000, ASKED = 100, OTHERS = 12;
 const FILTERS = { all: "all", odd: "not plain live", error: "errors only" };
 
 export class Why {
@@ -24,7 +24,7 @@ export class Why {
     this.node = element("section", { class: "why panel", "aria-label": "Why" },
       element("header", {}, element("h2", {}, of === null ? "Why: recent calls of all upstreams" : "Why: recent calls"),
         element("div", { class: "finders" }, ...this.choices, this.pause)),
-      element("p", { class: "soft small" }, "Every call that was not plain live, and some of the others. Pick one to read its story."),
+      element("p", { class: "soft small" }, "Every call that was not plain live, and some of the others; those alike are one line. Pick one to read its story."),
       this.none, this.list);
     this.timer = setInterval(() => this.look(), EVERY);
     this.look();
@@ -59,34 +59,79 @@ export class Why {
 
   draw() {
     if (!this.calls) return;
-    const shown = this.calls.map((call) => ({ ...call, ended: kindOf(call.source, call.outcome) }))
-      .filter((call) => this.filter === "all" || (this.filter === "odd" ? !call.plain : call.ended === "error"));
-    shown.sort((one, other) => other.id - one.id);
-    // One that is being read stays, even when the ring has forgotten it.
-    for (const node of this.list.children) if (this.open.has(node.call.id) && !shown.some(({ id }) => id === node.call.id)) shown.push(node.call);
-    write(this.none, shown.length ? "" : this.filter === "error" ? "No call ended in an error." : "Nothing to explain: every call was plain live.");
-    this.none.hidden = shown.length > 0;
-    keyed(this.list, shown, { key: ({ id }) => id, make: (call) => ({ node: this.entry(call) }) });
+    const wanted = this.calls.map((call) => ({ ...call, ended: kindOf(call.source, call.outcome) }))
+      .filter((call) => this.filter === "all" || (this.filter === "odd" ? !call.plain : call.ended === "error"))
+      .sort((one, other) => other.id - one.id);
+    const groups = alike(wanted);
+    // What is being read stays, even when the ring has forgotten it.
+    for (const entry of this.open) if (!groups.has(entry.key)) groups.set(entry.key, entry.calls);
+    write(this.none, groups.size ? "" : this.filter === "error" ? "No call ended in an error." : "Nothing to explain: every call was plain live.");
+    this.none.hidden = groups.size > 0;
+    keyed(this.list, groups, { key: ([key]) => key, make: ([key, calls]) => new Entry(this, key, calls), show: (entry, [, calls]) => entry.show(calls) });
+  }
+}
+
+/** Calls that ended alike, for the same reasons, whatever the numbers: the newest group first. */
+function alike(calls) {
+  const groups = new Map();
+  for (const call of calls) {
+    const key = [call.upstream, call.operation, call.ended, call.text.replace(/\d+(\.\d+)?( \w+)?/g, "#")].join("|");
+    if (groups.has(key)) groups.get(key).push(call);
+    else groups.set(key, [call]);
+  }
+  return groups;
+}
+
+/** One line for all calls that are alike: how many, the newest, and the story of whichever is picked. */
+class Entry {
+  constructor(why, key, calls) {
+    Object.assign(this, { why, key, calls });
+    this.kind = element("span", { class: "kind" });
+    this.times = element("span", { class: "times number" });
+    this.took = element("span", { class: "took number" });
+    this.at = element("time", { class: "number soft" });
+    this.text = element("span", { class: "text soft" });
+    this.story = element("div", { class: "story", id: `story-${calls[0].id}`, hidden: true });
+    this.button = element("button", { type: "button", class: "call", "aria-expanded": "false", "aria-controls": this.story.id, onclick: () => this.turn() },
+      this.kind, element("span", { class: "what" }, `${why.of === null ? `${calls[0].upstream}.` : ""}${calls[0].operation}`), this.times, this.took, this.at, this.text);
+    this.node = element("li", { "data-call": calls[0].id }, this.button, this.story);
   }
 
-  entry(call) {
-    const story = element("div", { class: "story", id: `story-${call.id}`, hidden: true });
-    const turn = () => {
-      const opening = story.hidden;
-      story.hidden = !opening;
-      set(button, "aria-expanded", String(opening));
-      opening ? this.open.add(call.id) : this.open.delete(call.id);
-      if (opening && !story.firstChild) story.append(waterfall(call.steps, call.duration));
-    };
-    const button = element("button", { type: "button", class: "call", "aria-expanded": "false", "aria-controls": story.id, onclick: turn },
-      element("span", { class: "kind", "data-kind": call.ended, "data-mark": MARKS[call.ended] }, how(call)),
-      element("span", { class: "what" }, `${this.of === null ? `${call.upstream}.` : ""}${call.operation}`),
-      element("span", { class: "took number" }, seconds(call.duration)),
-      element("time", { class: "number soft" }, clock(call.at)),
-      element("span", { class: "text soft" }, call.text));
-    const node = element("li", { "data-call": call.id }, button, story);
-    node.call = call;
-    return node;
+  show(calls) {
+    this.calls = calls;
+    if (!this.story.hidden) return;
+    const [newest] = calls;
+    set(this.kind, "data-kind", newest.ended);
+    set(this.kind, "data-mark", MARKS[newest.ended]);
+    write(this.kind, how(newest));
+    write(this.times, calls.length > 1 ? `× ${calls.length}` : "");
+    write(this.took, seconds(newest.duration));
+    write(this.at, clock(newest.at));
+    write(this.text, newest.text);
+  }
+
+  turn() {
+    const opening = this.story.hidden;
+    this.story.hidden = !opening;
+    set(this.button, "aria-expanded", String(opening));
+    if (!opening) {
+      this.why.open.delete(this);
+      return this.show(this.calls);
+    }
+    this.why.open.add(this);
+    this.tell(this.calls[0], this.calls);
+  }
+
+  /** The story of one; the others alike can be picked. */
+  tell(call, calls) {
+    const others = calls.length === 1 ? null : element("p", { class: "others" }, element("span", { class: "soft small" }, `${plural(calls.length, "call")} alike:`),
+      ...calls.slice(0, OTHERS).map((one) => element("button", {
+        type: "button", class: "tool number", "aria-pressed": String(one === call), onclick: () => { this.tell(one, calls); this.story.querySelector("[aria-pressed=true]").focus(); },
+      }, `${clock(one.at)}, ${seconds(one.duration)}`)));
+    this.story.replaceChildren(...[
+      waterfall(call.steps, call.duration), others,
+      this.why.of === null ? element("p", { class: "small" }, element("a", { href: linkTo(call.upstream) }, `Open ${call.upstream}`)) : null,
+    ].filter(Boolean));
   }
 }
 
