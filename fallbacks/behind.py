@@ -42,7 +42,7 @@ FAILURES = 5
 """Failures in a row after which the store is left alone."""
 REST = 5.0
 SLOW_AFTER = 0.05
-"""A read that was given up on after this long, in seconds, says something about the store, not only about the caller."""
+"""A read that was given up on after this long, in seconds, says something about the store, not about the caller."""
 FEWER = 14
 """How a batch shrinks after a failure: 200, 14, 1. One value that a store does not take must not cost it all others,
 nor fail often enough to have the store left alone."""
@@ -209,7 +209,8 @@ class Behind:
                     self._start_in(pause)
 
     def _next_batch(self) -> dict[Hashable, Write]:
-        self._batch = batch = {}
+        batch: dict[Hashable, Write] = {}
+        self._batch = batch
         size = 0
         while self._pending and len(batch) < self._most and size < BATCH_BYTES:
             key, write = self._pending.popitem(last=False)

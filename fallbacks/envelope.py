@@ -2,8 +2,9 @@
 
     "gw" | version | checksum | seconds since 1970 | the value as MessagePack
 
-The value is read back into the declared type, by msgspec, which makes nothing but data: never by pickle, which runs what
-it is told to. Nothing is trusted to be ours: what is cut short, flipped, of another version or hostile is `Undecodable`.
+The value is read back into the declared type, by msgspec, which makes nothing but data: never by pickle, which runs
+what it is told to. Nothing is trusted to be ours: what is cut short, flipped, of another version or hostile is
+`Undecodable`.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Undecodable(Exception):
 def wrap(value: Any, at: float, kind: Any = Any) -> bytes:
     """A value that was live at an instant of the wall clock, as bytes.
 
-    Raises TypeError for one that would not come back from `unwrap` as what it is: of another type than declared, a tuple
-    or a set where nothing is declared, or no data at all.
+    Raises TypeError for one that would not come back from `unwrap` as what it is: of another type than declared, a
+    tuple or a set where nothing is declared, or no data at all.
     """
     try:
         payload = ENCODE(value)
@@ -66,7 +67,7 @@ def unwrap(data: object, kind: Any = Any, now: float | None = None) -> tuple[Any
 
 
 def stamp_of(data: object, now: float | None = None) -> float:
-    """When the value in these bytes was live. Raises Undecodable for bytes that are not whole, or not of this format."""
+    """When the value in these bytes was live. Raises Undecodable for bytes that are not whole, or of other format."""
     if not isinstance(data, bytes) or len(data) < START:
         raise Undecodable(f"no envelope, but a {type(data).__qualname__}")
     mark, version, checksum = HEADER.unpack_from(data)
@@ -125,7 +126,7 @@ def kept_decoder(kind: Any) -> Decoder[Any]:
     return Decoder(kind)
 
 
-def alike(one: Any, other: Any) -> bool:
+def alike(one: Any, other: Any) -> bool:  # noqa: PLR0911 - as many cases as kinds of data
     """Whether two values are equal and of the same types throughout. A whole number may come back as a float."""
     kind = type(one)
     if kind is not type(other):

@@ -1,8 +1,8 @@
 """A store that all replicas share: memcached, through emcache (the extra `memcached`).
 
-Not aiomcache: there a cancelled get leaves its reply on the connection, and every later one is off by one. A server that
-is gone is noticed by a connection of our own before emcache is asked, as that would wait for one; a frozen one costs
-`op_timeout`.
+Not aiomcache: there a cancelled get leaves its reply on the connection, and every later one is off by one. A server
+that is gone is noticed by a connection of our own before emcache is asked, as that would wait for one; a frozen one
+costs `op_timeout`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from math import ceil, inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiocache.base import BaseCache
 
@@ -79,7 +79,12 @@ class MemcachedStore(BaseCache):
         for name, seconds in (("connect_timeout", connect_timeout), ("op_timeout", op_timeout)):
             if not 0.0 < seconds < inf:
                 raise ValueError(f"MemcachedStore {name}: {seconds} is no limit; give seconds above 0")
-        super().__init__(serializer=Octets(), namespace=namespace or "", key_builder=self.build_key, timeout=timeout)
+        super().__init__(  # type: ignore[no-untyped-call]
+            serializer=Octets(),  # type: ignore[no-untyped-call]
+            namespace=namespace or "",
+            key_builder=self.build_key,
+            timeout=timeout,
+        )
         self.host = host
         self.port = port
         self.connections = connections
@@ -101,8 +106,11 @@ class MemcachedStore(BaseCache):
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Client]:
-        """The client of this loop. One that has no connection left after a failure is given up: it would try again in
-        its own time, up to a minute later, and let everybody wait for that."""
+        """The client of this loop.
+
+        One that has no connection left after a failure is given up: it would try again in its own time, up to a minute
+        later, and let everybody wait for that.
+        """
         loop = asyncio.get_running_loop()
         if self._loop is not loop or self._process != os.getpid():
             self._client = None  # its connections are gone with their loop, or another process's
@@ -120,7 +128,7 @@ class MemcachedStore(BaseCache):
         client = self._client
         try:
             yield client
-        except BaseException:
+        except (Exception, asyncio.CancelledError):
             if not connections_of(client):
                 await self._give_up(client)
             raise
@@ -208,7 +216,7 @@ class MemcachedStore(BaseCache):
                     if item is None:
                         await client.add(fit(key), cycle + checked(value), exptime=self._exptime(ttl))
                     else:
-                        await client.cas(fit(key), cycle + checked(value), item.cas, exptime=self._exptime(ttl))
+                        await client.cas(fit(key), cycle + checked(value), item.cas or 0, exptime=self._exptime(ttl))
                     return True
         raise ValueError(f"the key {key} is there already; use set to change its value")
 
@@ -229,7 +237,7 @@ class MemcachedStore(BaseCache):
                     if item is None:
                         await client.add(fit(key), cycle + b"%d" % total)
                     else:
-                        await client.cas(fit(key), cycle + b"%d" % total, item.cas)
+                        await client.cas(fit(key), cycle + b"%d" % total, item.cas or 0)
                     return total
         raise RuntimeError(f"the key {key} is changed by too many at once")
 
@@ -264,7 +272,7 @@ class MemcachedStore(BaseCache):
             await client.close()
 
     async def _cycle(self, client: Client, name: bytes) -> bytes:
-        """Which life a namespace is in. One that the server has lost is not taken up again, as it may have been ended."""
+        """Which life a namespace is in. One that the server has lost is not taken up again: it may have been ended."""
         for _ in range(TRIES):
             item = await client.get(name)
             if item is not None and len(item.value) == CYCLE:
@@ -296,7 +304,7 @@ class MemcachedStore(BaseCache):
 
 
 def fit(key: str) -> bytes:
-    """A key that memcached takes; a hash of one that it does not. What it takes cannot look like that: it has a colon."""
+    """A key that memcached takes; a hash of one that it does not. The others hold a colon, and cannot look like it."""
     if KEY.fullmatch(key):
         return key.encode()
     return b"#" + sha256(key.encode(errors="surrogatepass")).hexdigest().encode()

@@ -62,7 +62,7 @@ SCHEMA = f"""
     PRAGMA application_id = {APPLICATION};
     PRAGMA user_version = {VERSION};
     COMMIT;
-"""
+"""  # noqa: S608 - two numbers of ours
 
 
 class SQLiteStore(BaseCache):
@@ -88,7 +88,12 @@ class SQLiteStore(BaseCache):
         wall: WallClock = WALL,
     ) -> None:
         checked_namespace(namespace)
-        super().__init__(serializer=Octets(), namespace=namespace or "", key_builder=self.build_key, timeout=timeout)
+        super().__init__(  # type: ignore[no-untyped-call]
+            serializer=Octets(),  # type: ignore[no-untyped-call]
+            namespace=namespace or "",
+            key_builder=self.build_key,
+            timeout=timeout,
+        )
         for name, value in (("max_entries", max_entries), ("max_bytes", max_bytes)):
             if not value > 0:
                 raise ValueError(f"SQLiteStore {name}: {value} is not above 0; give a number above 0")
