@@ -137,6 +137,11 @@ class Behind:
         self.writes = self.dropped_writes = self.unencodable = 0
         self.reads = self.hits = self.undecodable = self.errors = 0
 
+    @property
+    def store(self) -> BaseCache:
+        """The backend itself."""
+        return self._store
+
     # -- writing
 
     def write(self, key: Hashable, value: Any, kind: Any = Any, size: int = 0) -> None:

@@ -53,7 +53,7 @@ class LastGood:
 
     Bounded by `max_entries` exactly and by `max_bytes` as counted; the least recently used go first. Mutable values are
     copied when they are remembered and when they are served, so that no caller can change another's answer
-    (`copy=False` opts out). `store` is an aiocache backend behind it: `fallbacks.stores` has some. `after_unknown=True`:
+    (`copy=False` opts out). `store` is an aiocache backend behind it, see `fallbacks.stores`. `after_unknown=True`:
     answer even when the call may have taken effect. Raises ValueError for a bound that is not above 0.
     """
 

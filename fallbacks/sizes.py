@@ -27,7 +27,7 @@ def size_of(value: Any) -> int:
     return ATOM_SIZE if kind in ATOMS else weight_of(value, set())
 
 
-def weight_of(value: Any, seen: set[int]) -> int:
+def weight_of(value: Any, seen: set[int]) -> int:  # noqa: PLR0911 - as many as there are kinds of containers
     """Bytes of an object and of all it leads to, each counted once."""
     if id(value) in seen:
         return 0

@@ -31,12 +31,11 @@ from typing import (
     overload,
 )
 
-from fallbacks.wall import WALL
-
 from fallbacks.answer import LIVE, Answer, Question, Source, Tier
 from fallbacks.chain import Fallback, told
 from fallbacks.last_good import LastGood, MemorySnapshot
 from fallbacks.tiers import Alternate, Static, handler
+from fallbacks.wall import WALL
 from gateway.arguments import Arguments, Keys, Namer, namer
 from gateway.blocking import Visit, refuse_on_a_loop
 from gateway.call import NOBODY, Call, Circuit, Led, Wants

@@ -458,6 +458,7 @@ class Gateway:
 
     async def _open_unless_closed(self) -> None:
         self._open_here()
+        await self._warm_start()
 
     def _let_go(self) -> None:
         """Be closed, and open on no loop. The caller holds the lock."""
