@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from stat import S_IMODE
 from typing import Any
 
-import tomlkit
-from tomlkit.container import Container
-from tomlkit.items import AbstractTable
-
+from gateway.admin.journal import sync_folder
 from gateway.config import dumps
 from gateway.config.document import content_of, document_of, key_of
 from gateway.config.policies import ROOT, differences, policies_in
-from gateway.config.knobs import tables
 from gateway.outcome import ConfigError
 from gateway.policy import Policy
-
-Tables = Container | AbstractTable
 
 
 def fold_into(path: str | os.PathLike[str], name: str, policy: Policy, tuned: Mapping[str, Any]) -> None:
@@ -50,6 +43,8 @@ def fold_into(path: str | os.PathLike[str], name: str, policy: Policy, tuned: Ma
 
 def folded(text: str, name: str, policy: Policy, tuned: Mapping[str, Any]) -> str:
     """The text of a policy file with tuned values in it."""
+    import tomlkit  # noqa: PLC0415 - who never folds never needs it
+
     newline = "\r\n" if "\r\n" in text else "\n"
     document = tomlkit.parse(text)
     upstreams = document.get(ROOT)
@@ -65,6 +60,9 @@ def folded(text: str, name: str, policy: Policy, tuned: Mapping[str, Any]) -> st
 
 def put(table: Any, where: list[str], key: str, value: Any) -> None:
     """Set a key of a table, or of one in it; None takes it away."""
+    import tomlkit  # noqa: PLC0415 - as above
+    from tomlkit.items import InlineTable  # noqa: PLC0415
+
     for part in where:
         inner = table.get(part)
         if not isinstance(inner, Mapping):
@@ -72,7 +70,7 @@ def put(table: Any, where: list[str], key: str, value: Any) -> None:
                 return
             if inner is not None:
                 del table[part]
-            table[part] = tomlkit.inline_table() if is_inline(table) else tomlkit.table()
+            table[part] = tomlkit.inline_table() if isinstance(table, InlineTable) else tomlkit.table()
         table = table[part]
     if value is None:
         if key in table:
@@ -85,28 +83,21 @@ def put(table: Any, where: list[str], key: str, value: Any) -> None:
         table[key] = value
 
 
-def is_inline(table: Any) -> bool:
-    """Whether it stands in one line, as do those in it."""
-    return isinstance(table, tomlkit.items.InlineTable)
-
-
 def replace(target: Path, content: bytes) -> None:
     """Another content, all at once, and on disk when this returns."""
-    with NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+    found = target.stat()
+    fresh = target.with_name(f".{target.name}.folded")  # always the same: what a death leaves is no litter
+    fresh.unlink(missing_ok=True)
+    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         try:
             file.write(content)
             file.flush()
-            shutil.copymode(target, file.name)
-            found = target.stat()
             with suppress(PermissionError):
-                os.chown(file.name, found.st_uid, found.st_gid)
+                os.fchown(file.fileno(), found.st_uid, found.st_gid)
+            os.fchmod(file.fileno(), S_IMODE(found.st_mode))
             os.fsync(file.fileno())
-            Path(file.name).replace(target)
+            fresh.replace(target)
         except BaseException:
-            Path(file.name).unlink(missing_ok=True)
+            fresh.unlink(missing_ok=True)
             raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(target)

@@ -15,8 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context
-from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from operator import add, sub
 from time import monotonic, time
 from typing import NamedTuple, Protocol
@@ -59,10 +58,11 @@ class Buckets(NamedTuple):
     @classmethod
     def of(cls, histogram: Histogram, before: Buckets | None = None) -> Buckets:
         """It as it is now; of one that has not moved since `before` there is only one copy."""
-        counts = histogram._buckets  # noqa: SLF001 - a snapshot would work out percentiles, and nobody looks at most
-        if before is not None and counts == before.counts:
+        # A snapshot would work out percentiles, and most of these nobody looks at.
+        counts, total = histogram._buckets, histogram._sum  # noqa: SLF001
+        if before is not None and total == before.sum and counts == before.counts:
             return before
-        return cls(counts.copy(), histogram._sum, histogram._max)  # noqa: SLF001
+        return cls(counts.copy(), total, histogram._max)  # noqa: SLF001
 
     def since(self, before: Buckets) -> Buckets:
         """What came to it since then. Its `max` may be too high: by the step of a bucket, no more than that."""
@@ -75,36 +75,29 @@ class Buckets(NamedTuple):
         counts = list(map(add, self.counts, other.counts))
         return Buckets(counts, self.sum + other.sum, max(self.max, other.max))
 
-    @property
-    def total(self) -> int:
-        """How many."""
-        return sum(self.counts)
-
-    def quantile(self, share: float, bounds: Sequence[float] = BOUNDS) -> float:
-        """What this share of them does not exceed, in seconds; at most the step of a bucket too high. 0.0 of none."""
-        count = self.total
-        seen = 0
-        if not count:
-            return 0.0
-        for bound, number in zip(bounds, self.counts, strict=False):
-            seen += number
-            if number and seen >= share * count:
-                return min(bound, self.max)
-        return self.max
-
     def snapshot(self) -> LatencySnapshot:
         """The figures."""
-        count = self.total
+        heights = list(accumulate(self.counts))
+        count = heights[-1]
         if not count:
             return IDLE
         return LatencySnapshot(
             count=count,
             mean=self.sum / count,
-            p50=self.quantile(0.5),
-            p90=self.quantile(0.9),
-            p99=self.quantile(0.99),
-            max=self.quantile(1.0),
+            p50=self._at(heights, 0.5),
+            p90=self._at(heights, 0.9),
+            p99=self._at(heights, 0.99),
+            max=self._at(heights, 1.0),
         )
+
+    def quantile(self, share: float) -> float:
+        """What this share of them does not exceed, in seconds; at most the step of a bucket too high. 0.0 of none."""
+        heights = list(accumulate(self.counts))
+        return self._at(heights, share) if heights[-1] else 0.0
+
+    def _at(self, heights: Sequence[int], share: float) -> float:
+        place = bisect_left(heights, share * heights[-1])
+        return min(BOUNDS[place], self.max) if place < len(BOUNDS) else self.max
 
 
 NONE = Buckets(NO_BUCKETS, 0.0, 0.0)
@@ -140,7 +133,7 @@ class Loads:
         for bound, number in zip(LOADS, self.counts, strict=False):
             seen += number
             if number and seen >= share * self.looks:
-                return bound if bound < self.max else self.max
+                return min(self.max, bound)
         return self.max
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -173,19 +166,24 @@ class Look(NamedTuple):
     waits: Buckets
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """What happened in so many seconds. `counts` has the numbers of `MOVING`, by their names."""
+class Window(NamedTuple):
+    """What happened in so many seconds; `moved` has the numbers of `MOVING`."""
 
     seconds: float
-    counts: dict[str, int]
+    moved: tuple[int, ...]
     latency: Buckets
     waits: Buckets
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Each by its name."""
+        return dict(zip(MOVING, self.moved, strict=True))
+
+    @property
     def rates(self) -> dict[str, float]:
-        """Each of the counts, for a second."""
-        return {name: count / self.seconds for name, count in self.counts.items()}
+        """Each of them for a second."""
+        seconds = self.seconds
+        return {name: count and count / seconds for name, count in zip(MOVING, self.moved, strict=True)}
 
 
 class Span:
@@ -254,15 +252,11 @@ class Track:
         counts, latency = NOTHING, NONE
         for name in names:
             new, old = after.operations.get(name, BEGINNING), before.operations.get(name, BEGINNING)
-            counts = tuple(map(add, counts, map(sub, new.counts, old.counts)))
+            if new.counts != old.counts:
+                counts = tuple(map(add, counts, map(sub, new.counts, old.counts)))
             came = new.latency.since(old.latency)
             latency = latency if came is NONE else came if latency is NONE else latency.plus(came)
-        return Window(
-            seconds=max(after.at - before.at, 1e-9),
-            counts=dict(zip(MOVING, counts, strict=True)),
-            latency=latency,
-            waits=after.waits.since(before.waits),
-        )
+        return Window(max(after.at - before.at, 1e-9), counts, latency, after.waits.since(before.waits))
 
     def window(self, operation: str | None = None) -> Window:
         """What happened in the last `WINDOW` seconds."""
@@ -362,7 +356,7 @@ class Sampler:
             ticks += 1
             if ticks % TICKS_A_SECOND == 0:
                 await self.take_second()
-            due = max(due + TICK, now)  # what was missed is not made up for
+            due = due + TICK if due + TICK > now else now + TICK  # what was missed is not made up for
 
     def tick(self, late: float) -> None:
         """Look at the pools."""

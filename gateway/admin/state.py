@@ -24,13 +24,14 @@ from msgspec import Raw
 from msgspec.json import Encoder
 from yarl import URL
 
+from fallbacks.last_good import LastGood
 from gateway.admin.advice import advice_for
 from gateway.admin.sampler import SPARK, Sampler, Track, Window, newest
 from gateway.admin.stories import LINES, PLAIN_EVERY, Stories, Story, short
 from gateway.breaker import BreakerSnapshot, CircuitBreaker
-from gateway.counts import Counts, LatencySnapshot
+from gateway.counts import ENDS, Counts, LatencySnapshot, Tally
 from gateway.http.client import HttpUpstream
-from gateway.operation import Operation, OperationSnapshot
+from gateway.operation import Operation
 from gateway.registry import Gateway
 from gateway.upstream import Upstream
 
@@ -139,8 +140,10 @@ class State:
         policy, pool = upstream.policy, upstream.bulkhead.snapshot()
         upstream._pay_in()  # noqa: SLF001 - as its snapshot does: what is left of the budget is known only then
         budget = upstream.budget
-        shots = [(operation, operation.snapshot()) for operation in upstream]
-        total = Counts.total(shot.counts for _, shot in shots)
+        operations = [operation_of(operation, track) for operation in upstream]
+        total = dict(
+            zip(COUNTS, map(sum, zip(*(one["total"].values() for one in operations), strict=True)), strict=False)
+        )
         window = track.window()
         spark = [[round(rate, 2) for rate in rates] for rates in zip(*track.spark, strict=True)] or [[], [], []]
         return {
@@ -166,12 +169,12 @@ class State:
             },
             "budget": None if budget is None else budget_of(upstream),
             "window": {**window_of(window), "waits": figures(window.waits.snapshot())},
-            "total": counts_of(total),
-            "adds_up": total.adds_up,
+            "total": total or dict.fromkeys(COUNTS, 0),
+            "adds_up": all(one["adds_up"] for one in operations),
             "spark": newest(spark[0], SPARK),
             "spark_degraded": newest(spark[1], SPARK),
             "spark_failed": newest(spark[2], SPARK),
-            "operations": [operation_of(operation, shot, track) for operation, shot in shots],
+            "operations": operations,
             "endpoints": endpoints_of(upstream),
         }
 
@@ -312,28 +315,35 @@ def figures(shot: LatencySnapshot) -> Document:
     }
 
 
-def counts_of(counts: Counts) -> dict[str, int]:
-    """Every number, by its name."""
-    return {name: getattr(counts, name) for name in COUNTS}
-
-
-COUNTS = [one.name for one in fields(Counts)]
-
-
-def operation_of(operation: Operation[..., Any], shot: OperationSnapshot, track: Track) -> Document:
+def operation_of(operation: Operation[..., Any], track: Track) -> Document:
     """One operation. `memory` and `ages` are those of its remembered answers, None where it remembers none.
 
-    Its window has no `waits`: calls queue for the upstream's pool, and are not told apart there.
+    Its window has no `waits`: calls queue for the upstream's pool, and are not told apart there. What a snapshot of
+    the operation would have beside this is worked out only where it is shown.
     """
+    tally, in_flight = operation.tally, len(operation.calls)
+    numbers = {
+        **{name: getattr(tally, name) for name in TALLIED},
+        **dict(zip(ENDED, tally.ended.values(), strict=True)),
+        "in_flight": in_flight,
+        "fallback_failed": operation._fallback.failed,  # noqa: SLF001
+    }
+    remembers = any(isinstance(tier, LastGood) for tier in operation.tiers)
+    shot = operation.snapshot() if remembers else None
     ages: LatencySnapshot | None = getattr(shot, "ages", None)
     return {
         "name": operation.name,
-        "total": counts_of(shot.counts),
+        "total": numbers,
         "window": window_of(track.window(operation.name)),
         "memory": plain(getattr(shot, "memory", None)),
         "ages": None if ages is None else figures(ages),
-        "adds_up": shot.counts.adds_up,
+        "adds_up": tally.asked == in_flight + sum(tally.ended.values()),
     }
+
+
+TALLIED = [one.name for one in fields(Counts) if one.name in Tally.__slots__]
+ENDED = [str(end) for end in ENDS]
+COUNTS = [*TALLIED, *ENDED, "in_flight", "fallback_failed"]
 
 
 def plain(snapshot: Any) -> Any:

@@ -147,11 +147,14 @@ class Reading:
             return self.base.tuned_fields(self.values)
         except ConfigError:
             values = {knob: value for knob, value in self.values.items() if self._stands_alone(knob, value)}
+        told: set[str] = set()
         while True:
             try:
                 return self.base.tuned_fields(values)
             except ConfigError as error:
-                self._contradiction(error)
+                if error.field not in told:  # else it is what stands in `base` that does not fit, either
+                    self._contradiction(error)
+                told.add(error.field)
                 rest = {
                     knob: value
                     for knob, value in values.items()
