@@ -29,7 +29,7 @@ async def no_lost_errors() -> AsyncIterator[None]:
     assert not left, f"tasks left running: {left}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def program() -> Callable[[str], str]:
     """The path of an outside program; where it is missing, the test is skipped (or fails, in CI)."""
 

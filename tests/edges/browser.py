@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from asyncio.subprocess import DEVNULL
 from base64 import b64decode
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -131,6 +132,44 @@ class Tab:
         """What is to be seen, from top to bottom."""
         shot = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         path.write_bytes(b64decode(shot["data"]))
+
+
+class Browser:
+    """A browser that runs: its tabs share nothing but the process, as long as their servers have ports of their own."""
+
+    def __init__(self, port: str) -> None:
+        self._url = f"http://127.0.0.1:{port}/json"
+
+    @asynccontextmanager
+    async def tab(self) -> AsyncIterator[Tab]:
+        """A new one, empty; it is closed at the end."""
+        async with aiohttp.ClientSession() as session:
+            async with session.put(f"{self._url}/new?about:blank") as response:
+                told = await response.json(content_type=None)
+            try:
+                async with session.ws_connect(told["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                    yield Tab(socket)
+            finally:
+                async with session.get(f"{self._url}/close/{told['id']}") as response:
+                    await response.read()
+
+
+@contextmanager
+def started(chromium: str) -> Iterator[Browser]:
+    """A browser for many tests: starting one takes longer than most of them."""
+    with TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        process = subprocess.Popen(
+            [chromium, *FLAGS, f"--user-data-dir={home}", "about:blank"], stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL
+        )
+        try:
+            yield Browser(asyncio.run(port_of(Path(home) / "DevToolsActivePort")))
+        finally:
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @asynccontextmanager
