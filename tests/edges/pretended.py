@@ -223,12 +223,12 @@ class Pretended:
                     calls.append(one | {"text": "; ".join(step["text"] for step in steps)})
         return web.json_response({"calls": calls[: int(request.query.get("limit", "100"))]})
 
-    async def advice(self, _: web.Request) -> web.Response:
+    async def advice(self, request: web.Request) -> web.Response:
         picture = {"limit": 20, "histogram": [[n, max(0, 60 - (n - 5) ** 2)] for n in range(1, 15)]}
         times = {"limit": 0.3, "histogram": [[0.001 * 1.19**n, max(0, 80 - (n - 12) ** 2)] for n in range(30)]}
         why = "At 40 calls a second and 90 ms a call, 3.6 places are in use on average and 9 in the worst hundredth."
         advice = []
-        for name in self.upstreams:
+        for name in self.upstreams.keys() & {request.query["upstream"]}:
             one = {"upstream": name, "knob": "bulkhead.limit", "now": 20, "suggested": 12, "sure": "high", "why": why}
             advice.append(one | {"picture": picture})
             one |= {"knob": "timeout.attempt", "now": 0.3, "suggested": 0.12, "sure": "low"}
