@@ -86,7 +86,7 @@ async def test_the_page_and_the_terminal_judge_alike(browser) -> None:
     ills = {"ratings": "hang", "info": "slow", "stock": "isolated", "mail": "stuck", "users": "broken"}
     told = Pretended(10, **ills).document()["upstreams"]
     for number, state in enumerate(("half_open", "open", "closed")):
-        told[number + 6]["circuit"] |= {"state": state, "closes_in": 0.01}
+        told[number + 2]["circuit"] |= {"state": state, "closes_in": 0.01}
     told[8]["window"]["rates"] |= {"failed": 0.1, "retries": 1.0}
     told[9]["window"]["rates"] = dict.fromkeys(told[9]["window"]["rates"], 0.0)
     told[9]["endpoints"][0]["state"] = "ejected"

@@ -176,7 +176,7 @@ async def test_what_is_done_by_hand_is_asked_first_and_done_then(browser) -> Non
         await tab.until("document.querySelector('dialog[open]')")
         await tab.press("dialog [type=button]")
         await tab.until("!document.querySelector('dialog')")
-        left = world.ratings.snapshot().breaker.state
+        left = world.ratings.snapshot().breaker.state, await tab.run("document.getElementById('lost').hidden")
         await tab.press(DEED.format("isolate"))
         await agree(tab)
         await tab.until("document.querySelector('.panel > .circuit').textContent === 'isolated'", 5)
@@ -201,7 +201,7 @@ async def test_what_is_done_by_hand_is_asked_first_and_done_then(browser) -> Non
         await tab.until("document.querySelector('.endpoint').dataset.state === 'up'", 5)
         events = await tab.run("[...document.querySelectorAll('.event')].map(event => event.innerText).join()")
 
-    assert (left, isolated, enforced) == ("closed", "isolated", False)
+    assert (left, isolated, enforced) == (("closed", True), "isolated", False)
     assert world.ratings.policy.breaker.enforce is True
     assert "drain" in events
 
