@@ -27,7 +27,7 @@ from gateway.operation import Operation
 from gateway.upstream import Upstream
 
 STATES = ("closed", "open", "half_open", "isolated")
-ENDPOINT_STATES = ("healthy", "ramping", "ejected", "down")
+ENDPOINT_STATES = ("healthy", "ramping", "ejected", "down", "draining")
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 SLICE = 8
 """Upstreams that are read in one turn of the loop."""

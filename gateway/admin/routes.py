@@ -2,6 +2,7 @@
 
     GET   /                                  the page; its files below /static/
     GET   /state  /live                      all numbers; the same each second, as server-sent events
+    GET   /metrics                           the numbers for Prometheus
     GET   /upstreams                         the upstreams
     GET   /upstreams/{name}/policy           every knob, and an ETag; ?knobs=1: with what each knob takes and means
     PATCH /upstreams/{name}/policy           a JSON merge patch (null: as by default), If-Match as you like
@@ -21,7 +22,7 @@ Errors are {"errors": [{"field", "problem", "remedy"}, ...]}: all that is wrong,
 from __future__ import annotations
 
 import logging
-from asyncio import timeout
+from asyncio import timeout, to_thread
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -41,6 +42,7 @@ from gateway.config.knobs import Knob, knobs
 from gateway.config.patch import as_json, given_in, json_of
 from gateway.config.watch import one_line
 from gateway.http.client import HttpUpstream
+from gateway.metrics import Metrics, Read, written
 from gateway.outcome import ConfigError, ConfigErrors, UnknownName, WrongLoop
 from gateway.policy import Policy, Quantity
 from gateway.registry import Gateway
@@ -89,6 +91,7 @@ class Routes:
         self.state = state
         self.tuning = tuning
         self.live = Stream("live", self._message)
+        self._metrics = Metrics(gate, lag=lambda: state.sampler.lag[0])
         self.streams = (self.live,)
 
     def install(self, app: web.Application) -> None:
@@ -98,6 +101,7 @@ class Routes:
             get(path, self.file)
         get("/state", self.document)
         get("/live", self.live.show)
+        get("/metrics", self.metrics)
         get("/upstreams", self.upstreams)
         get("/calls", self.calls)
         get("/advice", self.advice)
@@ -125,6 +129,12 @@ class Routes:
 
     async def _message(self) -> bytes:
         return b"data: %b\n\n" % await self.state.encoded()
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """The numbers as Prometheus takes them."""
+        read = Read(await self._metrics.collect_in_slices())
+        body, kind = await to_thread(written, read, request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": kind})
 
     async def upstreams(self, _: web.Request) -> web.Response:
         """The upstreams, as in the document."""
@@ -383,13 +393,10 @@ def circuit_of(upstream: Upstream, body: Mapping[str, Any]) -> Hashable:
 
 def forget(operations: Iterable[Any], args: list[Any]) -> int:
     """Forget what operations remember; how many answers that were."""
-    number = 0
-    for operation in operations:
-        if args:
-            number += bool(operation.forget(*args))
-        else:
-            number += int(operation.forget_all())
-    return number
+    try:
+        return sum(operation.forget(*args) if args else operation.forget_all() for operation in operations)
+    except TypeError as error:  # they do not bind, or cannot be a key
+        raise ConfigError("args", shown(str(error)), "give what the operation is called with") from None
 
 
 def told(record: Record) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from msgspec import Struct
 from gateway.admin.journal import Journal, Record
 from gateway.config.patch import Knobs, given_in, json_of, joined, knobs_of, laid_over, patched
 from gateway.config.policies import differences
-from gateway import events
+from gateway.events import PolicyChanged
 from gateway.outcome import ConfigError, ConfigErrors
 from gateway.policy import Policy
 from gateway.registry import Gateway
@@ -33,7 +33,6 @@ from gateway.upstream import Upstream
 log = logging.getLogger("gateway")
 
 T = TypeVar("T")
-POLICY_CHANGED: type[events.Event] | None = getattr(events, "PolicyChanged", None)
 CODE_EVERY = 1.0
 """Seconds in which what code tunes is one record for each upstream: it may do so all the time."""
 
@@ -94,8 +93,7 @@ class Tuning:
                     self._lay_over(upstream)
         finally:
             self._mine = False
-        if POLICY_CHANGED is not None:
-            self.gate.on(POLICY_CHANGED)(self._changed)
+        self.gate.on(PolicyChanged)(self._changed)
 
     async def close(self) -> None:
         """Carry changes through to their end, and keep no more. What is tuned stays so."""
@@ -279,7 +277,7 @@ class Tuning:
 
     # -- what others tune
 
-    def _changed(self, event: Any) -> None:
+    def _changed(self, event: PolicyChanged) -> None:
         """Somebody else has changed a policy; in any thread, where the gateway is open on no loop."""
         if self._mine:
             return
@@ -290,7 +288,7 @@ class Tuning:
             with suppress(RuntimeError):  # our loop has ended
                 self._loop.call_soon_threadsafe(self._notice, who, event)
 
-    def _notice(self, who: str, event: Any) -> None:
+    def _notice(self, who: str, event: PolicyChanged) -> None:
         before, _ = self._in_code.get((event.upstream, who), (event.before, None))
         self._in_code[event.upstream, who] = before, event.after
         if self._timer is None:
