@@ -26,6 +26,7 @@ from yarl import URL
 
 from fallbacks.last_good import LastGood
 from gateway.admin.advice import advice_for
+from gateway.admin.hystrix import Hystrix
 from gateway.admin.sampler import SPARK, Sampler, Track, Window, newest
 from gateway.admin.stories import LINES, PLAIN_EVERY, Stories, Story, short
 from gateway.breaker import BreakerSnapshot, CircuitBreaker
@@ -78,6 +79,7 @@ class State:
         self.journal = journal
         self.sampler = Sampler(gate, wall=wall)
         self.stories = Stories(gate, clock=self.sampler.now, plain_every=plain_every, errors=errors)
+        self.hystrix = Hystrix(gate, self.sampler)
         self._warned: dict[str, tuple[str, ...]] = {}
         self._endpoints: dict[tuple[str, str], str] = {}
         self._amiss: set[str] = set()  # operations whose numbers do not add up, which is told once
@@ -91,6 +93,7 @@ class State:
 
     async def close(self) -> None:
         """Look and listen no more."""
+        self.hystrix.leave()
         self.stories.leave()
         await self.sampler.close()
 
