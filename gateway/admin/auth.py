@@ -10,6 +10,7 @@ Sources: OWASP's cheat sheets on CSRF and on DNS rebinding; RFC 6750; the checks
 from __future__ import annotations
 
 import os
+from base64 import b64decode
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
@@ -106,8 +107,7 @@ class Guards:
         given = request.headers.getall("Authorization", [])
         if not given:
             raise NotAllowed(401, "a token is needed", *self._bearer())
-        scheme, _, secret = given[0].partition(" ")
-        role = self._role(secret.strip()) if len(given) == 1 and scheme.lower() == "bearer" else None
+        role = self._role_by(given[0]) if len(given) == 1 else None
         if role is None:
             self._guesses.count(remote)
             raise NotAllowed(401, "this token is not known", *self._bearer())
@@ -119,6 +119,22 @@ class Guards:
             raise NotAllowed(403, "this token may look, and change nothing", f"send the token of {WRITE_TOKEN}")
         if comes_from_elsewhere(request):
             raise NotAllowed(403, "another site may not change anything here", "use the page of this server")
+
+    def _role_by(self, header: str) -> Role | None:
+        """What a header gives leave to do. As a password, which Hystrix' dashboard can send, a token may only look.
+
+        A browser would send a password by itself, with whatever another site lets it send.
+        """
+        scheme, _, secret = header.partition(" ")
+        if scheme.lower() == "bearer":
+            return self._role(secret.strip())
+        if scheme.lower() == "basic":
+            try:
+                _, _, secret = b64decode(secret.strip(), validate=True).decode().partition(":")
+            except ValueError:
+                return None
+            return "read" if self._role(secret) else None
+        return None
 
     def _role(self, secret: str) -> Role | None:
         """Whose token it is. All are compared, in a time that says nothing of how near it comes to any."""

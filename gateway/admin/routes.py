@@ -3,6 +3,7 @@
     GET   /                                  the page; its files below /static/
     GET   /state  /live                      all numbers; the same each second, as server-sent events
     GET   /metrics                           the numbers for Prometheus
+    GET   /hystrix.stream                    the numbers for Hystrix' dashboard; also below /actuator/
     GET   /upstreams                         the upstreams
     GET   /upstreams/{name}/policy           every knob, and an ETag; ?knobs=1: with what each knob takes and means
     PATCH /upstreams/{name}/policy           a JSON merge patch (null: as by default), If-Match as you like
@@ -33,6 +34,8 @@ from aiohttp import web
 
 from gateway.admin.auth import Role, remote_of
 from gateway.admin.folding import fold_into
+from gateway.admin.hystrix import HEADERS as OF_HYSTRIX
+from gateway.admin.hystrix import INTERVAL, PING, Hystrix
 from gateway.admin.journal import SHOWN, Record
 from gateway.admin.live import Stream
 from gateway.admin.pages import page
@@ -48,6 +51,7 @@ from gateway.policy import Policy, Quantity
 from gateway.registry import Gateway
 from gateway.upstream import Upstream
 
+KIND = OF_HYSTRIX["Content-Type"]
 log = logging.getLogger("gateway")
 
 LARGEST = 64 * 1024
@@ -91,8 +95,10 @@ class Routes:
         self.state = state
         self.tuning = tuning
         self.live = Stream("live", self._message)
+        self._hystrix = Hystrix(gate, state.sampler)
+        self.hystrix = Stream("hystrix", self._commands, every=INTERVAL, kind=KIND, on_end=self._hystrix.leave)
         self._metrics = Metrics(gate, lag=lambda: state.sampler.lag[0])
-        self.streams = (self.live,)
+        self.streams = (self.live, self.hystrix)
 
     def install(self, app: web.Application) -> None:
         """Add them all."""
@@ -102,6 +108,8 @@ class Routes:
         get("/state", self.document)
         get("/live", self.live.show)
         get("/metrics", self.metrics)
+        for path in ("/hystrix.stream", "/actuator/hystrix.stream"):
+            get(path, self.hystrix.show)
         get("/upstreams", self.upstreams)
         get("/calls", self.calls)
         get("/advice", self.advice)
@@ -129,6 +137,9 @@ class Routes:
 
     async def _message(self) -> bytes:
         return b"data: %b\n\n" % await self.state.encoded()
+
+    async def _commands(self) -> bytes:
+        return b"".join(self._hystrix.messages()) or PING
 
     async def metrics(self, request: web.Request) -> web.Response:
         """The numbers as Prometheus takes them."""
