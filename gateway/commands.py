@@ -189,7 +189,7 @@ def row_of(one: Mapping[str, Any]) -> tuple[str, ...]:
 
 def table(rows: Iterable[tuple[str, ...]]) -> str:
     """Rows with their columns below each other."""
-    every = list(rows)
+    every = [[plain(cell).replace("\n", "\\n") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*every, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in every

@@ -178,6 +178,11 @@ class Guesses:
         return len(self._made)
 
 
+def has_token(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment gives one."""
+    return bool(environment.get(WRITE_TOKEN) or environment.get(READ_TOKEN))
+
+
 def check_token(field: str, secret: object) -> None:
     """Raise for a token that no header could carry."""
     if secret is None:

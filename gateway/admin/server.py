@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Mapping
+from socket import socket
 from types import MappingProxyType
 from typing import Self
 
@@ -66,11 +67,14 @@ class Admin:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)  # noqa: S104 - no bind
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
-    async def start(self, port: int) -> None:
+    async def start(self, port: int, listening: socket | None) -> None:
         """Listen, then lay what is tuned over the policies, and look at what moves."""
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, self.host, port).start()
+            if listening is None:
+                await web.TCPSite(self._runner, self.host, port).start()
+            else:
+                await web.SockSite(self._runner, listening).start()
         except OSError as error:
             problem = f"{port} on {self.host or 'every address'} cannot be had: {error.strerror or error}"
             raise ConfigError("admin port", problem, "give another one; 0: any that is free") from None
@@ -144,6 +148,7 @@ async def serve(
     read_token: str | None = None,
     journal: str | os.PathLike[str] | None = None,
     hosts: Collection[str] = (),
+    listening: socket | None = None,
 ) -> Admin:
     """Let operators watch and tune a gateway at `http://HOST:PORT/`, and programs by the same server.
 
@@ -155,16 +160,18 @@ async def serve(
     that lead here. `journal`: the file of who changed what, and of what is tuned; without one it is that of the policy
     file with `.journal` at the end, or nothing is kept.
 
-    Port 0 is any that is free. Raises ConfigError for what cannot work, another host without a token first of all, and
+    Port 0 is any that is free; `listening` is a socket that listens already, whose host and port count. Raises ConfigError for what cannot work, another host without a token first of all, and
     WrongLoop if the gateway is open on another event loop.
     """
+    if listening is not None:
+        host, port = listening.getsockname()[:2]
     check_settings(gate, host, port, hosts)
     guards = Guards(host=host, token=token, read_token=read_token, hosts=hosts)
     gate.on_its_loop(lambda: None)  # or raise
     kept = journal_for(gate, journal)
     admin = Admin(gate, guards, kept, host)
     try:
-        await admin.start(port)
+        await admin.start(port, listening)
     except BaseException:
         await admin.close()
         raise
