@@ -50,7 +50,9 @@ def http_urls(context: click.Context, option: click.Parameter, values: tuple[str
 @click.option("--catalog-port", type=PORT, default=8081, show_default=True, help="0 for any free one, here and below.")
 @click.option("--info-port", type=PORT, default=8082, show_default=True)
 @click.option("--ratings-port", type=PORT, default=8083, show_default=True)
-@click.option("--admin-port", type=PORT, default=8080, show_default=True, help="To watch and tune the catalog's gateway.")
+@click.option(
+    "--admin-port", type=PORT, default=8080, show_default=True, help="To watch and tune the catalog's gateway."
+)
 @click.option("--info-url", callback=http_url, help="Let the catalog ask this info service instead of our own.")
 @click.option(
     "--ratings-url",

@@ -27,7 +27,7 @@ from yarl import URL
 from gateway.outcome import ConfigError
 
 Role = Literal["read", "write"]
-WRITE_TOKEN, READ_TOKEN = "GATEWAY_ADMIN_TOKEN", "GATEWAY_ADMIN_READ_TOKEN"  # noqa: S105 - names of variables
+WRITE_TOKEN, READ_TOKEN = "GATEWAY_ADMIN_TOKEN", "GATEWAY_ADMIN_READ_TOKEN"
 GUESSES = 10
 """Wrong tokens that a remote may send before it is not listened to; so many typing errors are none."""
 FORGIVEN_AFTER = 6.0
@@ -75,9 +75,8 @@ class Guards:
         if self.open and not is_loopback(host):
             problem = f"{host or 'every address'} is reached by others, and there is no token"
             raise ConfigError("admin host", problem, f'give token=, or {WRITE_TOKEN}, or listen on "127.0.0.1"')
-        self._secrets: list[tuple[Role, bytes]] = [
-            (role, digest(secret)) for role, secret in (("write", token), ("read", read_token)) if secret is not None
-        ]
+        secrets: tuple[tuple[Role, str | None], ...] = (("write", token), ("read", read_token))
+        self._secrets = [(role, digest(secret)) for role, secret in secrets if secret is not None]
         self._names = {*OURS, host.lower(), *(name.lower() for name in hosts)}
         self._by_number = not is_loopback(host)
         self._guesses = Guesses(clock)
@@ -188,7 +187,7 @@ def check_token(field: str, secret: object) -> None:
     if secret is None:
         return
     if not isinstance(secret, str) or not secret or any(not "!" <= c <= "~" for c in secret):
-        raise ConfigError(field, "it is no word of visible ASCII characters", 'give secrets.token_urlsafe(), say')
+        raise ConfigError(field, "it is no word of visible ASCII characters", "give secrets.token_urlsafe(), say")
 
 
 def digest(secret: str) -> bytes:

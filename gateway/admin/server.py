@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Self
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from gateway.admin.auth import SAFE, Guards, NotAllowed
 from gateway.admin.journal import Journal, Record
@@ -50,12 +51,11 @@ class Admin:
         self.host = host
         self.port = 0
         self._gate = gate
-        self._guards = guards
         self._journal = journal
         self._tuning = Tuning(gate, journal, on_record=self._recorded)
         self._state = State(gate, tuned=self._tuned, journal=journal.kept)
         self._routes = Routes(gate, self._state, self._tuning)
-        app = web.Application(client_max_size=LARGEST, middlewares=[errors, self._guarded])
+        app = web.Application(client_max_size=LARGEST, middlewares=[errors, guarding(guards)])
         app.on_response_prepare.append(add_headers)
         self._routes.install(app)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=PATIENCE)
@@ -111,27 +111,24 @@ class Admin:
         if record.who not in {"code", "file"}:
             self._state.stories.note("control", record.upstream, sentence(record))
 
-    @property
-    def _guarded(self) -> Handler:
-        guards = self._guards
 
-        @web.middleware
-        async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-            try:
-                guards.check_host(request)
-                guards.check_url(request)
-                if request.method not in SAFE or request.path not in page():
-                    request[ROLE] = role = guards.role_of(request)
-                    if request.method not in SAFE:
-                        guards.check_write(request, role)
-            except NotAllowed as error:
-                refused = Problem.of(error.status, "access", error.problem, error.remedy, error.headers).response()
-                if request.can_read_body:
-                    refused.force_close()  # nobody reads what he had to say
-                return refused
-            return await handler(request)
+def guarding(guards: Guards) -> Middleware:
+    """Let nobody in who may not."""
 
-        return guarded
+    @web.middleware
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            guards.check_host(request)
+            guards.check_url(request)
+            if request.method not in SAFE or request.path not in page():
+                request[ROLE] = role = guards.role_of(request)
+                if request.method not in SAFE:
+                    guards.check_write(request, role)
+        except NotAllowed as error:
+            raise Problem.of(error.status, "access", error.problem, error.remedy, error.headers) from None
+        return await handler(request)
+
+    return guarded
 
 
 async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
@@ -160,8 +157,9 @@ async def serve(
     that lead here. `journal`: the file of who changed what, and of what is tuned; without one it is that of the policy
     file with `.journal` at the end, or nothing is kept.
 
-    Port 0 is any that is free; `listening` is a socket that listens already, whose host and port count. Raises ConfigError for what cannot work, another host without a token first of all, and
-    WrongLoop if the gateway is open on another event loop.
+    Port 0 is any that is free; `listening` is a socket that listens already, whose host and port count. Raises
+    ConfigError for what cannot work, another host without a token first of all, and WrongLoop if the gateway is open on
+    another event loop.
     """
     if listening is not None:
         host, port = listening.getsockname()[:2]

@@ -35,7 +35,8 @@ class ServiceEnded(Exception):
 class Service:
     """What one process is to serve: a socket that listens already, and the options of `gateway demo NAME`.
 
-    `also`: other sockets that it gets. `instance` numbers those of which there are several, from 1; the others end when it does not.
+    `also`: other sockets that it gets. `instance` numbers those of which there are several, from 1; the others end when
+    it does not.
     """
 
     name: str

@@ -121,7 +121,7 @@ async def test_hystrix_dashboard_gets_its_stream(path: str) -> None:
 
 async def test_twenty_viewers_share_what_is_composed_once() -> None:
     compose = Composer()
-    async with stream_of(compose, every=0.05) as (stream, url), asyncio.TaskGroup() as group:
+    async with stream_of(compose, every=0.05) as (_, url), asyncio.TaskGroup() as group:
 
         async def look() -> list[bytes]:
             async with viewing(url) as viewer:

@@ -296,7 +296,9 @@ async def test_the_audit_is_that_of_one_upstream_and_no_longer_than_asked_for(ga
             await limit(admin, number)
         await patch(admin, {"bulkhead": {"limit": 4}}, upstream="info")
         of_one = (await ask(admin, "GET", "/audit?upstream=ratings&limit=2")).json["audit"]
-        wrong = [(await ask(admin, "GET", f"/audit?limit={text}")).status for text in ("0", "1001", "x", "-1", "%C2%B2", "")]
+        wrong = [
+            (await ask(admin, "GET", f"/audit?limit={text}")).status for text in ("0", "1001", "x", "-1", "%C2%B2", "")
+        ]
         nobodys = await ask(admin, "GET", "/audit?upstream=x")
 
     assert [one["changes"]["bulkhead.limit"][1] for one in of_one] == [3, 2]

@@ -134,7 +134,9 @@ async def test_tokens_may_come_from_the_environment(gate: Gateway, monkeypatch: 
 # -- 4, 5, 6: other sites
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "localhost.evil.example", "", "127.0.0.1.nip.io"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8080", "localhost.evil.example", "", "127.0.0.1.nip.io"]
+)
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_a_foreign_host_is_not_served(open_: Admin, gate: Gateway, host: str, method: str) -> None:
     path = "/state" if method == "GET" else "/upstreams/ratings/isolate"
