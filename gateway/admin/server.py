@@ -25,6 +25,8 @@ log = logging.getLogger("gateway")
 
 PATIENCE = 1.0
 """Seconds that requests in flight get at the end."""
+LINGERING = 0.3
+"""Seconds in which a body that nobody wants is swallowed, so that its sender reads why."""
 HIGHEST_PORT = 65535
 HEADERS: Mapping[str, str] = MappingProxyType(
     {
@@ -58,7 +60,9 @@ class Admin:
         app = web.Application(client_max_size=LARGEST, middlewares=[errors, guarding(guards)])
         app.on_response_prepare.append(add_headers)
         self._routes.install(app)
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=PATIENCE)
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=PATIENCE, lingering_time=LINGERING
+        )
         self._closed = False
 
     @property

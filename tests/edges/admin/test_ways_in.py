@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from urllib.parse import quote
@@ -318,6 +319,13 @@ async def test_a_body_that_is_too_large_is_not_read(open_: Admin, gate: Gateway)
     assert reply.status == 413
     assert reply.headers["connection"] == "close"
     assert limit(gate) == 20
+
+
+async def test_a_body_that_says_it_is_too_large_is_not_waited_for(open_: Admin) -> None:
+    async with asyncio.timeout(2.0):
+        reply = await ask(open_, "PATCH", POLICY, Content_Length="1000000000", Content_Type="application/json")
+
+    assert reply.status == 413
 
 
 async def test_a_body_that_does_not_say_how_large_it_is_ends_at_the_limit(open_: Admin) -> None:
