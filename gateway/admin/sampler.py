@@ -90,6 +90,11 @@ class Buckets(NamedTuple):
             max=self._at(heights, 1.0),
         )
 
+    @property
+    def total(self) -> int:
+        """How many."""
+        return sum(self.counts)
+
     def quantile(self, share: float) -> float:
         """What this share of them does not exceed, in seconds; at most the step of a bucket too high. 0.0 of none."""
         heights = list(accumulate(self.counts))
