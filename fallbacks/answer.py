@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Hashable, Mapping
 from enum import StrEnum
+from math import inf
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from msgspec import Struct
@@ -27,24 +28,52 @@ LIVE = Source.LIVE  # a module global: reading a member through its class costs 
 
 
 class Answer(Struct, Generic[T_co], frozen=True):
-    """A value and where it came from. `age` is in seconds; `error` says why it is not live, None if it is."""
+    """A value and where it came from. `age` is in seconds; `error` says why it stands in for a live one, if it does.
+
+    `stored_at`: of a remembered one, when it was live, by the wall clock (seconds since 1970); None if it is live.
+    """
 
     value: T_co
     source: Source = LIVE
     age: float = 0.0
     error: Exception | None = None
+    stored_at: float | None = None
 
     @property
     def degraded(self) -> bool:
         """Whether this stands in for an answer that could not be had."""
         return self.error is not None
 
+    def to_headers(self, cache: str = "gateway") -> dict[str, str]:
+        """What tells an HTTP client where this came from: `Cache-Status` (RFC 9211) and, if it was remembered, `Age`.
+
+        `cache` is the name that you go by there: a token, such as "catalog".
+        """
+        headers = {"Cache-Status": f"{cache}; {STATUS[self.source]}"}
+        if self.stored_at is not None:
+            headers["Age"] = str(int(self.age))
+        return headers
+
+
+STATUS = {
+    Source.LIVE: "fwd=miss",
+    Source.COALESCED: "fwd=miss; collapsed",
+    Source.CACHED: "hit",
+    Source.LAST_GOOD: "fwd=stale; detail=last_good",
+    Source.STATIC: "fwd=miss; detail=static",
+    Source.HANDLER: "fwd=miss; detail=handler",
+    Source.ALTERNATE: "fwd=miss; detail=alternate",
+}
+"""How RFC 9211 says it: `fwd` is why it was sent on, `detail` who answered instead."""
+
 
 class Question(Struct, frozen=True):
     """What a tier is asked: the call that got no live answer, and why.
 
     `now` and `deadline` are instants of the caller's clock, in seconds. `outcome` is "rejected", "failed" or "unknown";
-    `not_sent` says that nothing certainly reached the upstream, so that the call may be made elsewhere.
+    `not_sent` says that nothing certainly reached the upstream, so that the call may be made elsewhere. `max_age`: the
+    caller wants nothing older, in seconds. `kind`: the type of the answer, as it was declared; `operation`: the full
+    name of what was asked, "upstream.operation".
     """
 
     key: Hashable | None
@@ -56,6 +85,9 @@ class Question(Struct, frozen=True):
     outcome: str = "failed"
     idempotent: bool | None = None
     not_sent: bool = False
+    max_age: float = inf
+    kind: Any = Any
+    operation: str = ""
 
 
 @runtime_checkable

@@ -79,7 +79,7 @@ class Fallback:
         answer = tier.answer(question)
         if answer is not None and type(answer) is not Answer:
             answer = await self._wait_for(place, tier, answer, question)
-        if answer is None:
+        if answer is None or answer.age > question.max_age:
             return None
         if type(answer.source) is not Source:
             raise TypeError(f"{answer.source!r} is no Source")

@@ -130,4 +130,4 @@ class Alternate:
 
     async def _ask(self, question: Question) -> Answer[Any]:
         answer = await self.operation.ask(*question.args, **question.kwargs)
-        return Answer(answer.value, Source.ALTERNATE, answer.age, question.error)
+        return Answer(answer.value, Source.ALTERNATE, answer.age, question.error, answer.stored_at)

@@ -23,7 +23,8 @@ from zoneinfo import ZoneInfo
 
 from msgspec import Struct
 
-from gateway.outcome import KeyNeeded
+from fallbacks.spelling import spelled
+from gateway.outcome import KeyNeeded, UnknownName
 
 PLAIN: frozenset[type] = frozenset({str, int, bool, bytes, type(None)})
 """Immutable, and equal only to what is the same call (given the type): these stand in a key as they are."""
@@ -81,15 +82,24 @@ class Arguments:
             values.append(tuple(sorted(value.items())) if parameter.kind is Parameter.VAR_KEYWORD else value)
         return tuple(values)
 
+    def places(self, names: tuple[str, ...]) -> frozenset[int]:
+        """Where these parameters stand among `bound` values. Raises UnknownName."""
+        known = list(self._signature.parameters)
+        for name in names:
+            if name not in known:
+                raise UnknownName.among("secret", name, known)
+        return frozenset(known.index(name) for name in names)
+
 
 class Keys:
     """The keys of one operation's calls.
 
     `key`, a function of the same arguments, names the call instead of them; `identity`, a function of nothing (such as
-    a ContextVar's `get`), is mixed into every key, so that nobody is answered with what was somebody else's.
+    a ContextVar's `get`), is mixed into every key, so that nobody is answered with what was somebody else's. Arguments
+    named in `secret` stand in a key as digests: no key gives them away. Raises UnknownName for one that is none.
     """
 
-    __slots__ = ("_identity", "_key", "_names", "_names_of_one", "_parameters", "_tails", "_where", "method")
+    __slots__ = ("_identity", "_key", "_names", "_names_of_one", "_parameters", "_secret", "_tails", "_where", "method")
 
     def __init__(
         self,
@@ -99,7 +109,9 @@ class Keys:
         *,
         key: Callable[..., Hashable] | None,
         identity: Callable[[], Hashable] | None,
+        secret: tuple[str, ...] = (),
     ) -> None:
+        self._secret = parameters.places(secret)
         self._where = f"{upstream!r}.{operation!r}"
         self._names: dict[tuple[type, ...], tuple[str]] = {}  # how a key begins, by the types of plain arguments
         self._names_of_one: dict[type, tuple[str]] = {}
@@ -127,7 +139,7 @@ class Keys:
         if self.method:
             raise self._needed("a method's self or cls names no call")
         types = tuple(map(type, values))
-        if PLAIN.issuperset(types):
+        if PLAIN.issuperset(types) and not self._secret:
             name = (f"{self._where}({', '.join(kind.__name__ for kind in types)})",)
             if len(self._names) < SHAPES_KEPT:
                 self._names[types] = name
@@ -135,9 +147,35 @@ class Keys:
                     self._names_of_one[types[0]] = name
             return name + values
         try:
-            return (self._where, *(canonical(value) for value in values))
+            return (self._where, *self._parts(values))
         except (AttributeError, TypeError, RecursionError) as error:  # a slot that was never set is no attribute
             raise self._needed(str(error)) from None
+
+    def _parts(self, values: tuple[Any, ...]) -> tuple[Hashable, ...]:
+        parts = map(canonical, values)
+        return tuple(digest(part) if place in self._secret else part for place, part in enumerate(parts))
+
+    def beginning(self, first: tuple[Any, ...]) -> Callable[[Hashable], bool]:
+        """Tells of a key whether it names a call whose arguments begin with these.
+
+        Where `key=` names calls, it is the parts of what that gives. Raises KeyNeeded for what is no plain data.
+        """
+        try:
+            wanted = self._parts(first) if self._key is None else tuple(map(canonical, first))
+        except (AttributeError, TypeError, RecursionError) as error:
+            raise self._needed(str(error)) from None
+        where, named = self._where, f"{self._where}("
+
+        def begins(key: Hashable) -> bool:
+            if type(key) is not tuple or not (key[0] == where or str(key[0]).startswith(named)):
+                return False
+            if self._key is None:
+                parts = tuple(part if type(part) is tuple else (type(part), part) for part in key[1:])
+            else:
+                parts = key[2][1:] if key[2][0] is tuple else (key[2],)
+            return parts[: len(wanted)] == wanted
+
+        return begins
 
     def _by_user(self, key: Callable[..., Hashable], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         self._parameters.check(args, kwargs)
@@ -222,6 +260,11 @@ def canonical(value: Any) -> Hashable:
     if isinstance(value, Struct) and kind.__struct_config__.frozen:
         return (kind, *(canonical(getattr(value, name)) for name in kind.__struct_fields__))
     raise TypeError(f"a {kind.__qualname__} names no call")
+
+
+def digest(part: Hashable) -> Hashable:
+    """What stands for a part of a key that is a secret."""
+    return ("secret", spelled(part))
 
 
 def in_a_known_zone(value: object) -> bool:

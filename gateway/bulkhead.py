@@ -67,6 +67,11 @@ class Bulkhead:
         self._grant()
 
     @property
+    def has_room(self) -> bool:
+        """Whether a place is free."""
+        return self.in_use < self._limit
+
+    @property
     def waiting(self) -> int:
         """How many wait. A waiter that was cancelled in this tick, and has not run yet, is no longer one."""
         return sum(not waiter.done() for waiter in self._waiters)

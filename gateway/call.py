@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncio import Task
 from collections.abc import Hashable
+from math import inf
 from typing import Any, Protocol, cast
 
 from msgspec import Struct
@@ -58,6 +59,33 @@ class Circuit(Protocol):
         ...
 
 
+class Wants(Struct, frozen=True, kw_only=True):
+    """What one caller wants of the answer: none that is older than `max_age`, in seconds; none that is not live."""
+
+    max_age: float = inf
+    only_live: bool = False
+
+
+class Led(Protocol):
+    """A flight as the call sees it that leads it: see `gateway.coalesce.Flight`."""
+
+    def land(self, value: Any) -> None:
+        """Its answer is here."""
+        ...
+
+    def part(self) -> None:
+        """Its answer is for nobody but its leader."""
+        ...
+
+    def fail(self, landed: Any) -> None:
+        """It came to nothing, for all."""
+        ...
+
+    def hand_over(self, now: float, least: float) -> None:
+        """Its leader leaves."""
+        ...
+
+
 class Call(Struct, eq=False):
     """What is known of one call: what was asked, when, until when, and how it has gone so far.
 
@@ -80,7 +108,11 @@ class Call(Struct, eq=False):
     attempts: int = 0  # tries that were sent and gave no value
     waited: float = 0.0  # seconds spent in the queue
     source: Source | None = None  # of an answer that is not live
+    age: float = 0.0  # of that answer, in seconds
     outcome: Outcome = Outcome.FAILED  # how it ends, if it ends in an error
     failure: GatewayError | None = None  # of the last try that was sent
     not_sent: bool = False  # that failure had certainly no effect upstream
     error: BaseException | None = None  # what the caller was told, or why the answer is not live
+    wants: Wants | None = None  # where it says more than its operation
+    flight: Led | None = None  # that it leads: others wait for how it ends
+    queues: bool = True  # whether it may wait for a place in the pool

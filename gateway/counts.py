@@ -14,6 +14,7 @@ from fallbacks.answer import Source
 from gateway.outcome import Outcome
 
 BOUNDS = [1e-6 * 2 ** (i / 4) for i in range(4 * 30)]  # 1 us to 18 minutes, four steps to the octave
+AGE_BOUNDS = [1e-3 * 2 ** (i / 2) for i in range(2 * 32)]  # 1 ms to 50 days
 ENDS = [*Source, Outcome.REFUSED, Outcome.FAILED, Outcome.UNKNOWN, Outcome.REJECTED, Outcome.CANCELLED]
 
 
@@ -34,7 +35,9 @@ class Counts:
     """How the calls ended, one name for every way, and what it took.
 
     `attempts` are tries that were sent, `retries` those after a first; `overran` are tries that ended later than they
-    were told to; `fallback_failed` are tiers that raised, came too late, or were full.
+    were told to; `fallback_failed` are tiers that raised, came too late, or were full. `refreshed` are answers that
+    were asked for anew in the background, `refresh_failed` those of them that came to nothing: no caller waited for
+    them, so they are in `attempts` and in nothing else.
     """
 
     asked: int = 0
@@ -55,6 +58,8 @@ class Counts:
     retries: int = 0
     overran: int = 0
     fallback_failed: int = 0
+    refreshed: int = 0
+    refresh_failed: int = 0
 
     @property
     def adds_up(self) -> bool:
@@ -72,10 +77,10 @@ class Counts:
 class Tally:
     """Counts that still move."""
 
-    __slots__ = ("asked", "attempts", "ended", "overran", "retries")
+    __slots__ = ("asked", "attempts", "ended", "overran", "refresh_failed", "refreshed", "retries")
 
     def __init__(self) -> None:
-        self.asked = self.attempts = self.retries = self.overran = 0
+        self.asked = self.attempts = self.retries = self.overran = self.refreshed = self.refresh_failed = 0
         self.ended: dict[str, int] = dict.fromkeys(ENDS, 0)  # filled in advance: counting is then one dict operation
 
     def snapshot(self, *, in_flight: int, fallback_failed: int) -> Counts:
@@ -87,6 +92,8 @@ class Tally:
             retries=self.retries,
             overran=self.overran,
             fallback_failed=fallback_failed,
+            refreshed=self.refreshed,
+            refresh_failed=self.refresh_failed,
             **{str(end): count for end, count in self.ended.items()},
         )
 
@@ -94,15 +101,16 @@ class Tally:
 class Histogram:
     """Durations in buckets; bounded memory, whatever the traffic."""
 
-    __slots__ = ("_buckets", "_max", "_sum")
+    __slots__ = ("_bounds", "_buckets", "_max", "_sum")
 
-    def __init__(self) -> None:
-        self._buckets = [0] * (len(BOUNDS) + 1)
+    def __init__(self, bounds: list[float] = BOUNDS) -> None:
+        self._bounds = bounds
+        self._buckets = [0] * (len(bounds) + 1)
         self._sum = self._max = 0.0
 
     def record(self, seconds: float) -> None:
         """One more."""
-        self._buckets[bisect_left(BOUNDS, seconds)] += 1
+        self._buckets[bisect_left(self._bounds, seconds)] += 1
         self._sum += seconds
         if seconds > self._max:
             self._max = seconds
@@ -129,7 +137,7 @@ class Histogram:
         if not count:
             return 0.0
         seen = 0
-        for bound, calls in zip(BOUNDS, self._buckets, strict=False):
+        for bound, calls in zip(self._bounds, self._buckets, strict=False):
             seen += calls
             if seen >= share * count:
                 return min(bound, self._max)

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from fallbacks.answer import Source
 from gateway.outcome import ConfigError, Outcome
+from gateway.policy import Policy
 
 log = logging.getLogger("gateway")
 
@@ -27,7 +28,10 @@ class Event(Struct, frozen=True, kw_only=True):
 
 
 class CallFinished(Event, frozen=True, kw_only=True):
-    """A call ended. `source` is None where no answer was had; `waited` are the seconds spent in the queue."""
+    """A call ended. `source` is None where no answer was had; `waited` are the seconds spent in the queue.
+
+    `age`: of the answer, in seconds. `call` is the same number in all events of one call, while it is in flight.
+    """
 
     operation: str
     outcome: Outcome
@@ -36,16 +40,19 @@ class CallFinished(Event, frozen=True, kw_only=True):
     waited: float
     attempts: int
     error: BaseException | None
+    age: float = 0.0
+    call: int = 0
 
 
 class AttemptFailed(Event, frozen=True, kw_only=True):
-    """A try was sent and failed; `attempt` counts from 1."""
+    """A try was sent and failed; `attempt` counts from 1, `call` is as of `CallFinished`."""
 
     operation: str
     attempt: int
     outcome: Outcome
     error: BaseException
     duration: float
+    call: int = 0
 
 
 class CircuitChanged(Event, frozen=True, kw_only=True):
@@ -59,19 +66,27 @@ class CircuitChanged(Event, frozen=True, kw_only=True):
     key: Hashable = None
 
 
-KINDS: tuple[type[Event], ...] = (CallFinished, AttemptFailed, CircuitChanged)
+class PolicyChanged(Event, frozen=True, kw_only=True):
+    """An upstream goes by other numbers from now on."""
+
+    before: Policy
+    after: Policy
+
+
+KINDS: tuple[type[Event], ...] = (CallFinished, AttemptFailed, CircuitChanged, PolicyChanged)
 Listener = TypeVar("Listener", bound=Callable[[Any], object])
 
 
 class Listeners:
     """Who hears what. Its attributes are the listeners of each kind of event."""
 
-    __slots__ = ("attempt_failed", "call_finished", "circuit_changed")
+    __slots__ = ("attempt_failed", "call_finished", "circuit_changed", "policy_changed")
 
     def __init__(self) -> None:
         self.call_finished: tuple[Callable[[CallFinished], object], ...] = ()
         self.attempt_failed: tuple[Callable[[AttemptFailed], object], ...] = ()
         self.circuit_changed: tuple[Callable[[CircuitChanged], object], ...] = ()
+        self.policy_changed: tuple[Callable[[PolicyChanged], object], ...] = ()
 
     def add(self, listener: Callable[[Any], object], kinds: tuple[type[Event], ...]) -> None:
         """Tell `listener` of these kinds of events from now on; none, or `Event`, means all of them."""
@@ -115,4 +130,9 @@ def check_kinds(kinds: tuple[object, ...]) -> None:
             )
 
 
-SLOT = {CallFinished: "call_finished", AttemptFailed: "attempt_failed", CircuitChanged: "circuit_changed"}
+SLOT = {
+    CallFinished: "call_finished",
+    AttemptFailed: "attempt_failed",
+    CircuitChanged: "circuit_changed",
+    PolicyChanged: "policy_changed",
+}

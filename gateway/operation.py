@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from asyncio import CancelledError, Task, current_task, sleep
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
-from contextvars import ContextVar
+from asyncio import CancelledError, Task, TaskGroup, current_task, sleep
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial, update_wrapper
+from inspect import isawaitable
 from math import inf
 from reprlib import repr as brief
 from threading import get_ident
@@ -22,26 +23,29 @@ from typing import (
     ClassVar,
     Concatenate,
     Generic,
-    Literal,
     ParamSpec,
     Protocol,
     TypeVar,
     cast,
+    get_type_hints,
     overload,
 )
 
 from fallbacks.answer import LIVE, Answer, Question, Source, Tier
 from fallbacks.chain import Fallback, told
-from fallbacks.last_good import LastGood
+from fallbacks.last_good import LastGood, MemorySnapshot
 from fallbacks.tiers import Alternate, Static, handler
+from fallbacks.wall import WALL
 from gateway.arguments import Arguments, Keys, Namer, namer
 from gateway.blocking import Visit, refuse_on_a_loop
-from gateway.call import NOBODY, Call, Circuit
+from gateway.call import NOBODY, Call, Circuit, Led, Wants
 from gateway.circuits import Asked, OfOperation, breaker_of
+from gateway.coalesce import LEAD, TOO_LATE, Flights, Landed, again
 from gateway.context import AMBIENT, HALF_MICROSECOND, Deadline, Tries, leave, tries_under
-from gateway.counts import Counts, Histogram, LatencySnapshot, Tally
+from gateway.counts import AGE_BOUNDS, Counts, Histogram, LatencySnapshot, Tally
 from gateway.events import AttemptFailed, CallFinished
 from gateway.lane import Lane, Timer
+from gateway.memory import Memory, worth_remembering
 from gateway.outcome import (
     BulkheadFull,
     ConfigError,
@@ -60,6 +64,8 @@ from gateway.outcome import (
     waited_for_of,
 )
 from gateway.policy import Policy, TimeoutPolicy
+from gateway.terms import USUAL, CircuitBy, Terms
+from gateway.views import BoundOperation, Using, wants
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -73,21 +79,31 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway")
 
+NONE_YET = Histogram().snapshot()
 P = ParamSpec("P")
 Q = ParamSpec("Q")
+R = TypeVar("R")
 T = TypeVar("T")
 H = TypeVar("H", bound=Callable[..., Any])
 A = TypeVar("A", bound=Tier)
-CircuitBy = Literal["operation"] | Callable[..., Hashable] | ContextVar[Any]
-"""What splits an upstream's circuit: the operation's name, a function of the arguments, a context variable."""
 CANCELLED = Outcome.CANCELLED  # module globals: reading a member through its class costs a descriptor call
 GRACE = 0.05
 """A try that was told to end, and ends later than this, in seconds, has overrun."""
 FORGETFUL_GROUPS = sys.version_info < (3, 13)
 """A TaskGroup that fails cancels the task it stands in, and before 3.13 did not always take that back (gh-117407): an
 exception group is then told from the leaving of the caller by what it is."""
+MOST_WARMING = 100
+"""Calls that `warm` makes at once, however large `refresh_limit` is."""
 EARLY = 0.001
 """Timers may come early by this much (uvloop's): who waits for as long as he was asked to is not to be refused."""
+
+
+class Home(Protocol):
+    """What an operation needs of its gateway."""
+
+    def on_its_loop(self, act: Callable[[], R]) -> R:
+        """Do it on the thread of the loop it is open on; right here if there is none."""
+        ...
 
 
 class Host(Protocol):
@@ -100,12 +116,14 @@ class Host(Protocol):
     bulkhead: Bulkhead
     breaker: CircuitBreaker
     circuits: Circuits
+    policy: Policy
     retry: Retry
+    refreshing: dict[Hashable, Task[None]]
     waits: Histogram
     listeners: Listeners
 
     @property
-    def gateway(self) -> object:
+    def gateway(self) -> Home:
         """The gateway it belongs to."""
         ...
 
@@ -140,11 +158,16 @@ class Judged(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationSnapshot:
-    """An operation's numbers; `latency` is the service time of successful tries, in seconds."""
+    """An operation's numbers; `latency` is the service time of successful tries, in seconds.
+
+    `memory`: of its first `LastGood`, None without one; `ages`: of the remembered answers that were given, in seconds.
+    """
 
     name: str
     counts: Counts
     latency: LatencySnapshot
+    memory: MemorySnapshot | None = None
+    ages: LatencySnapshot = NONE_YET
 
 
 @dataclass(slots=True, kw_only=True)
@@ -157,6 +180,7 @@ class Cold:
     caller: Namer | None = None  # that, where callers are told apart
     sender: Callable[..., Awaitable[Any]]
     timeout: TimeoutPolicy | None
+    refreshes: bool
 
 
 class Operation(Generic[P, T]):
@@ -176,14 +200,7 @@ class Operation(Generic[P, T]):
         *,
         name: str,
         idempotent: bool | None,
-        fallback: Sequence[Tier] = (),
-        refused: Sequence[type[BaseException]] = (),
-        classify: Callable[[Any], Outcome | None] | None = None,
-        key: Callable[..., Hashable] | None = None,
-        identity: Callable[[], Hashable] | None = None,
-        timeout: TimeoutPolicy | None = None,
-        circuit_by: CircuitBy | None = None,
-        caller: Callable[..., Hashable] | ContextVar[Any] | None = None,
+        said: Terms = USUAL,
     ) -> None:
         update_wrapper(self, function)
         self.__wrapped__ = plain = function.__func__ if isinstance(function, classmethod) else function
@@ -191,29 +208,37 @@ class Operation(Generic[P, T]):
         self.upstream = upstream
         self.idempotent = idempotent
         self.calls: set[Call] = set()  # in flight
+        self._background: set[Call] = set()  # those that no caller waits for
         self.tally = Tally()
         self.latency = Histogram()
+        self.ages = Histogram(AGE_BOUNDS)  # of the answers that were remembered
         where = f"{upstream.name}.{name}"
-        self.circuit_key = OfOperation(name) if circuit_by == "operation" else None  # of a circuit of its own
+        self.circuit_key = OfOperation(name) if said.circuit_by == "operation" else None  # of a circuit of its own
         self._cold = Cold(
             binds_class=isinstance(function, classmethod),
-            circuit_by=namer_of_circuits(f"{where} circuit_by=", self.circuit_key, circuit_by),
-            names_caller=None if caller is None else namer(f"{where} caller=", caller),
+            circuit_by=namer_of_circuits(f"{where} circuit_by=", self.circuit_key, said.circuit_by),
+            names_caller=None if said.caller is None else namer(f"{where} caller=", said.caller),
             sender=send,
-            timeout=timeout,
+            timeout=said.timeout,
+            refreshes=said.revalidate == "background",
         )
-        self._refused = (Refused, ConfigError, *refused)
-        self._classify = classify
+        self._refused = (Refused, ConfigError, *said.refused)
+        self._classify = said.classify
         self.swap_sender(send)
         arguments = Arguments(plain)
-        self._keys = Keys(upstream.name, name, arguments, key=key, identity=identity)
+        self._keys = Keys(
+            upstream.name, name, arguments, key=said.key, identity=said.identity, secret=tuple(said.secret)
+        )
         self._lane: Lane  # from `take_lane`, once a loop is known
         self._fallback = Fallback((), scope=self._scope)
-        self._memories: tuple[Callable[[Hashable | None, Any, float], object], ...] = ()
+        self._memory = Memory(where, said, kind=partial(self._kind_of, plain), worth=self._worth)
+        self._flights = Flights() if said.coalesce else None
         # Where nothing is remembered, it is enough that the arguments fit.
         self._key_of: Callable[[tuple[Any, ...], dict[str, Any]], Hashable | None] = arguments.check
+        self._remembers = self._spares = False
+        self._take_memory()
         self.use(policy, self.check(policy))
-        for tier in fallback:
+        for tier in said.fallback:
             self._add(tier)
         if idempotent is None:
             log.info("%s.%s does not say whether it is idempotent: it is not repeated", upstream.name, name)
@@ -232,6 +257,8 @@ class Operation(Generic[P, T]):
         try:
             if call.cancelling:
                 await sleep(0)  # a cancel that is pending ends the call before anything is sent
+            if self._spares and (answer := await self._without_sending(call)) is not None:
+                return answer
             while True:
                 try:
                     value = await self._attempt(call)
@@ -240,7 +267,7 @@ class Operation(Generic[P, T]):
                     if pause is None:
                         return await self._fall_back(call, error)
                 else:
-                    if self._memories:
+                    if self._remembers:
                         self._remember(call, value)
                     ended = LIVE
                     return Answer(value)
@@ -314,6 +341,8 @@ class Operation(Generic[P, T]):
     async def _queue(self, call: Call) -> None:
         """Wait for a place. An open circuit rejects before anyone queues."""
         upstream, breaker, asked_at = self.upstream, call.breaker, call.at
+        if not call.queues:
+            raise BulkheadFull("no place is free, and it does not wait for one")
         breaker.check()
         queued = True
         try:
@@ -425,6 +454,7 @@ class Operation(Generic[P, T]):
             outcome=call.outcome,
             error=failure,
             duration=took,
+            call=id(call),
         )
         listeners.tell(listeners.attempt_failed, event)
 
@@ -470,15 +500,20 @@ class Operation(Generic[P, T]):
     async def _fall_back(self, call: Call, error: Exception) -> Answer[T]:
         """The tiers' answer, or the error of the call."""
         try:
+            if isinstance(error, Rejected) and error is not call.error:
+                error = self._rejection(call, error)
+            if call.flight is not None:
+                self._end_flight(call, error)
             if error is call.error:
                 raise error  # refused, which is an answer too, or the caller has left
-            if isinstance(error, Rejected):
-                error = self._rejection(call, error)
             call.error = error
-            answer = await self._fallback.answer(self._question(call, error)) if self._fallback.tiers else None
+            alone = not self._fallback.tiers or (call.wants is not None and call.wants.only_live)
+            answer = None if alone else await self._fallback.answer(self._question(call, error))
             if answer is None:
                 raise error
-            call.source = answer.source
+            call.source, call.age = answer.source, answer.age
+            if answer.stored_at is not None:
+                self.ages.record(answer.age)
             return answer
         finally:
             del error  # its traceback leads to this frame: a circle that only the garbage collector would undo
@@ -494,6 +529,9 @@ class Operation(Generic[P, T]):
             call.outcome,
             self.idempotent,
             call.not_sent or call.outcome is Outcome.REJECTED,
+            inf if call.wants is None else call.wants.max_age,
+            self._memory.kind if self._fallback.reserve else Any,
+            self._memory.where,
         )
 
     def _rejection(self, call: Call, rejected: Rejected) -> GatewayError:
@@ -515,12 +553,16 @@ class Operation(Generic[P, T]):
             return None
 
     def _remember(self, call: Call, value: T) -> None:
-        """Tell the tiers that remember. What goes wrong here is theirs: the answer is good."""
-        for remember in self._memories:
-            try:
-                remember(call.key, value, call.at)
-            except Exception:
-                log.exception("%s.%s: the answer could not be remembered", self.upstream.name, self.name)
+        """Keep a live answer, and give it to those who wait for the same."""
+        key = self._kept_under(call, value)
+        if key is not None:
+            self._memory.keep(key, value, call.at)
+        if call.flight is not None:
+            flight, call.flight = call.flight, None
+            if self._is_shareable(call, value):
+                flight.land(value)
+            else:
+                flight.part()
 
     def _finish(self, call: Call, ended: str) -> None:
         """Count how it ended, and tell who listens."""
@@ -536,6 +578,8 @@ class Operation(Generic[P, T]):
         if self.upstream.listeners.call_finished:
             self._tell_finished(call, ended)
         if ended is not LIVE:
+            if call.flight is not None:  # it leads one, and leaves
+                self._leave_flight(call)
             call.error = call.failure = call.outer = None  # as in `_fall_back`: no circles
             call.task = NOBODY
 
@@ -554,8 +598,248 @@ class Operation(Generic[P, T]):
             waited=call.waited,
             attempts=call.attempts + (source is LIVE),
             error=call.error,
+            age=call.age,
+            call=id(call),
         )
         listeners.tell(listeners.call_finished, event)
+
+    # -- answers that are not sent for
+
+    async def _without_sending(self, call: Call) -> Answer[T] | None:
+        """A fresh answer from memory, or that of an identical call in flight. None: it has to be sent."""
+        only_live = call.wants is not None and call.wants.only_live
+        if self._memory.looks_first and not only_live:
+            max_age = inf if call.wants is None else call.wants.max_age
+            found = self._memory.look(call.key, call.at, max_age)
+            if found is not None:
+                value, call.age = found
+                call.source = Source.CACHED
+                if self._memory.is_due(call.key, call.age):
+                    self._refresh(call)
+                self.ages.record(call.age)
+                return Answer(value, Source.CACHED, call.age, None, WALL.now() - call.age)
+        flights = self._flights
+        if flights is None:
+            return None
+        key = self._flight_key(call)
+        flight = flights.of(key)
+        if flight is None:
+            call.flight = flights.begin(key)
+        elif not only_live and not flight.full:
+            news = await flight.follow(self.upstream.clock, call.cutoff)
+            call.at = self.upstream.clock()
+            if type(news) is Landed:
+                return await self._landed(call, news)
+            if news is TOO_LATE:
+                return await self._fall_back(call, self._too_late_in_flight(call))
+            if news is LEAD:
+                call.flight = flight
+        return None
+
+    async def _landed(self, call: Call, flight: Landed) -> Answer[T]:
+        """The answer of a flight, as one of those who waited for it gets it: his own copy, or his own error."""
+        if flight.error is None:
+            call.source = Source.COALESCED
+            return Answer(flight.value_for_one(), Source.COALESCED)
+        error = again(flight.error)
+        call.outcome, call.not_sent, call.attempts = flight.outcome, flight.not_sent, flight.attempts
+        if flight.outcome is Outcome.REFUSED:
+            call.error = error
+        elif isinstance(error, GatewayError) and flight.outcome is not Outcome.REJECTED:
+            call.failure = error
+        return await self._fall_back(call, cast("Exception", error))
+
+    def _too_late_in_flight(self, call: Call) -> FailedTimeout:
+        took = call.at - call.asked_at
+        where = f"{self.upstream.name}.{self.name}"
+        late = FailedTimeout(f"{where}: no answer within {took:.3f} s from the identical call in flight")
+        late.upstream, late.operation, late.waited_for = self.upstream.name, self.name, "deadline"
+        late.attempts = call.attempts = 1  # the flight counts as one
+        call.outcome, call.failure = Outcome.FAILED, late
+        return late
+
+    def _end_flight(self, call: Call, error: Exception) -> None:
+        """What a call that leads has come to. If that is its own affair, it hands over."""
+        own = isinstance(error, DeadlineExceeded) or (error is call.failure and error.waited_for == "deadline")
+        if own or call.outcome is CANCELLED:
+            self._leave_flight(call)
+            return
+        flight, call.flight = cast("Led", call.flight), None
+        failed = Landed(error=error, outcome=call.outcome, not_sent=call.not_sent, attempts=call.attempts)
+        flight.fail(failed)
+
+    def _leave_flight(self, call: Call) -> None:
+        flight, call.flight = cast("Led", call.flight), None
+        flight.hand_over(self.upstream.clock(), self.upstream.retry.policy.min_try)
+
+    def _flight_key(self, call: Call) -> Hashable | None:
+        """What identical calls have in common."""
+        return call.key
+
+    def _kept_under(self, call: Call, value: T) -> Hashable | None:  # noqa: ARG002 - for those who look at the value
+        """The key that an answer is remembered under; None: it is not."""
+        return call.key
+
+    def _is_shareable(self, call: Call, value: T) -> bool:  # noqa: ARG002 - see above
+        """Whether an answer may be given to others who asked the same."""
+        return True
+
+    def _worth(self, value: Any) -> bool:
+        """Whether an answer is worth remembering, where `remember=` does not say."""
+        return worth_remembering(value)
+
+    def _kind_of(self, function: Callable[..., Any]) -> Any:
+        """The type of the answers."""
+        return declared_type(function)
+
+    def _refresh(self, call: Call) -> None:
+        """Ask for the same in the background: where a place is free, the circuit lets it, and nobody does so already.
+
+        It runs in the context of who asked, since that may name him to the function, but by a deadline of its own.
+        """
+        upstream = self.upstream
+        refreshing, key = upstream.refreshing, call.key
+        if key in refreshing or len(refreshing) >= upstream.policy.refresh_limit or not upstream.bulkhead.has_room:
+            return
+        try:
+            call.breaker.check()
+        except Rejected:
+            return
+        context = copy_context()
+        context.run(AMBIENT.set, None)
+        name = f"gateway: refresh of {upstream.name}.{self.name}"
+        task = call.task.get_loop().create_task(self._ask_anew(call, *self._anew(call)), name=name, context=context)
+        refreshing[key] = task
+        task.add_done_callback(lambda _: refreshing.pop(key, None))
+
+    def _anew(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call, for another call."""
+        return call.args, call.kwargs
+
+    async def _ask_anew(self, asked: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """One try that no caller waits for; its answer is remembered."""
+        upstream, now = self.upstream, self.upstream.clock()
+        until = now + self._call_for
+        task = cast("Task[Any]", current_task())
+        breaker = upstream.breaker if self._circuit_of is None else self._circuit_of(asked.args, asked.kwargs)
+        call = Call(args, kwargs, asked.key, task, 0, now, now, until, until, None, breaker, None, queues=False)
+        if self._flights is not None:
+            call.flight = self._flights.begin(self._flight_key(call))
+        self.tally.refreshed += 1
+        self._background.add(call)
+        try:
+            value = await self._attempt(call)
+        except Exception as error:  # noqa: BLE001 - nobody waits for it; it is counted, and told to who listens
+            self.tally.refresh_failed += 1
+            if call.flight is not None:
+                self._end_flight(call, self._rejection(call, error) if isinstance(error, Rejected) else error)
+        else:
+            self._remember(call, value)
+        finally:
+            self._background.discard(call)
+            if call.flight is not None:
+                self._leave_flight(call)
+            if self._circuit_of is not None and self._cold.circuit_by is not None:
+                breaker_of(breaker).in_use -= 1
+            call.error = call.failure = None
+            call.task = NOBODY
+
+    def using(self, *, max_age: float | None = None, only_live: bool = False) -> Using[P, T]:
+        """This operation for a caller who wants more of the answer.
+
+        `max_age`: nothing that is older, in seconds, from memory or from a fallback. `only_live`: what the upstream
+        says to this very call, or an error; no memory, no other call's answer, no fallback. ConfigError for no age.
+        """
+        return Using(self, wants(f"{self.upstream.name}.{self.name}", max_age=max_age, only_live=only_live))
+
+    def forget(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Forget what is remembered of the call with these arguments; whether memory had it.
+
+        In the store too. A call under way, which may have read what is outdated now, is not remembered either. From
+        any thread. Raises TypeError or KeyNeeded as the call would.
+        """
+        key = self._key_for(args, kwargs)
+        return self.upstream.gateway.on_its_loop(partial(self._forget, key))
+
+    def forget_all(self, *first: Any) -> int:
+        """Forget all answers to calls that begin with these arguments; without any, all. How many there were in memory.
+
+        In the store, all of the operation's are forgotten. Raises KeyNeeded for what is no plain data.
+        """
+        meant = self._keys.beginning(first)
+        return self.upstream.gateway.on_its_loop(partial(self._forget_where, meant))
+
+    def _key_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+        return self._keys.of(args, kwargs)
+
+    def _forget(self, key: Hashable) -> bool:
+        self._disown(lambda one: one == key)
+        known = [memory.forget(key) for memory in self._memory.all]
+        return any(known)
+
+    def _forget_where(self, meant: Callable[[Hashable], bool]) -> int:
+        self._disown(meant)
+        return sum(memory.forget_where(meant, self._memory.where) for memory in self._memory.all)
+
+    def _disown(self, meant: Callable[[Hashable], bool]) -> None:
+        """Calls under way whose answer is not to be remembered, and not to be waited for by those who ask now."""
+        for call in (*self.calls, *self._background):
+            if call.key is not None and meant(call.key):
+                if self._flights is not None:
+                    self._flights.part_with(self._flight_key(call))
+                call.key = None
+
+    async def warm(self, keys: Iterable[Any]) -> int:
+        """Have the answers to these calls in memory, each a tuple of arguments or a single one; how many there are.
+
+        What memory or the store has is not asked for; the rest is, at most `refresh_limit` at once, by calls like any
+        other. One that fails is left out. Raises ConfigError for an operation that does not remember.
+        """
+        if self._memory.first is None:
+            remedy = "give it fallback=[LastGood(...)], or fresh_for="
+            raise ConfigError(f"{self._memory.where}.warm", "it remembers nothing", remedy)
+        todo, warmed = iter(keys), 0
+
+        async def work() -> None:
+            nonlocal warmed
+            for one in todo:
+                warmed += await self._warm_one(one if isinstance(one, tuple) else (one,))
+
+        async with TaskGroup() as group:
+            for _ in range(int(min(self.upstream.policy.refresh_limit, MOST_WARMING))):
+                group.create_task(work())
+        return warmed
+
+    async def _warm_one(self, args: tuple[Any, ...]) -> bool:
+        return await self._warmed(*args)
+
+    async def _warmed(self, *args: Any) -> bool:
+        """Whether the answer to a call is in memory, having asked for it if need be."""
+        key, memory = self._key_for(args, {}), cast("LastGood", self._memory.first)
+        now, kind, where = self.upstream.clock(), self._memory.kind, self._memory.where
+        question = Question(key, args, {}, LookupError(), now, inf, kind=kind, operation=where)
+        kept = memory.answer(question)
+        if isawaitable(kept):
+            kept = await kept
+        if kept is not None:
+            return True
+        try:
+            await Using(self, Wants(only_live=True)).ask(*args)  # type: ignore[call-arg]  # as many as it takes
+        except Exception:  # noqa: BLE001 - it is counted as any call; the others go on
+            return False
+        return memory.recall(key, self.upstream.clock()) is not None
+
+    @property
+    def memories(self) -> tuple[LastGood, ...]:
+        """Where it remembers: its `LastGood` tiers, or that of `fresh_for=` alone."""
+        return self._memory.all
+
+    def _take_memory(self) -> None:
+        """Go by what it remembers, and shares, from now on."""
+        self._remembers = bool(self._memory) or self._flights is not None
+        self._spares = self._memory.looks_first or self._flights is not None
+        if self._remembers:
+            self._key_of = self._keys.of
 
     def _own_circuit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Circuit:
         """The circuit of a call: that of its key, as its caller sees it. It is held until the call is over."""
@@ -660,12 +944,11 @@ class Operation(Generic[P, T]):
         if isinstance(tier, Alternate) and reaches(tier.operation, self):
             raise ConfigError(field, "its Alternates lead back to itself", "take one of them out of the circle")
         old = self._fallback
+        self._memory.use((*old.tiers, tier))
         self._fallback = Fallback((*old.tiers, tier), timeout=old.timeout, limit=old.limit, scope=self._scope)
         self._fallback.failed = old.failed
         self._reserve = self._fallback.reserve
-        self._memories = tuple(one.remember for one in self.tiers if hasattr(one, "remember"))
-        if self._memories:
-            self._key_of = self._keys.of
+        self._take_memory()
 
     # -- what the upstream tells it
 
@@ -713,62 +996,25 @@ class Operation(Generic[P, T]):
 
     def drop_calls(self) -> None:
         """Count calls whose loop was closed under them as cancelled."""
+        if self._flights is not None:
+            self._flights.clear()
         for call in tuple(self.calls):
             self._finish(call, CANCELLED)
 
     def snapshot(self) -> OperationSnapshot:
         """Its numbers as they are now."""
         counts = self.tally.snapshot(in_flight=len(self.calls), fallback_failed=self._fallback.failed)
-        return OperationSnapshot(name=self.name, counts=counts, latency=self.latency.snapshot())
+        memory = self._memory.first
+        return OperationSnapshot(
+            name=self.name,
+            counts=counts,
+            latency=self.latency.snapshot(),
+            memory=None if memory is None else memory.snapshot(),
+            ages=self.ages.snapshot(),
+        )
 
     def __repr__(self) -> str:
         return f"<Operation {self.upstream.name}.{self.name}>"
-
-
-class BoundOperation(Generic[P, T]):
-    """An operation as a method of one object."""
-
-    __slots__ = ("_instance", "_operation")
-
-    def __init__(self, operation: Operation[Any, T], instance: object) -> None:
-        self._operation = operation
-        self._instance = instance
-
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """The bare value of `ask`."""
-        return (await self._operation.ask(self._instance, *args, **kwargs)).value
-
-    def ask(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Answer[T]]:
-        """The answer, as `Operation.ask`."""
-        return self._operation.ask(self._instance, *args, **kwargs)
-
-    def call_blocking(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """The bare value, as `Operation.call_blocking`."""
-        return self._operation.ask_blocking(self._instance, *args, **kwargs).value
-
-    def ask_blocking(self, *args: P.args, **kwargs: P.kwargs) -> Answer[T]:
-        """The answer, as `Operation.ask_blocking`."""
-        return self._operation.ask_blocking(self._instance, *args, **kwargs)
-
-    @property
-    def operation(self) -> Operation[Any, T]:
-        """The operation itself, which takes the object as its first argument."""
-        return self._operation
-
-    @property
-    def name(self) -> str:
-        """The operation's name."""
-        return self._operation.name
-
-    @property
-    def upstream(self) -> Host:
-        """Its upstream."""
-        return self._operation.upstream
-
-    @property
-    def timeout(self) -> TimeoutPolicy:
-        """The limits on time that hold for it."""
-        return self._operation.timeout
 
 
 JUDGEMENTS = frozenset({Outcome.REFUSED, Outcome.FAILED, Outcome.UNKNOWN})
@@ -799,6 +1045,14 @@ def namer_of_circuits(where: str, own: OfOperation | None, circuit_by: CircuitBy
     if own is not None:
         return lambda args, kwargs: own  # noqa: ARG005 - whatever the call
     return None if circuit_by is None else namer(where, cast("Callable[..., Hashable] | ContextVar[Any]", circuit_by))
+
+
+def declared_type(function: Callable[..., Any]) -> Any:
+    """The type that a function says it returns; Any where it does not, or where that cannot be found out."""
+    try:
+        return get_type_hints(function).get("return", Any)
+    except Exception:  # noqa: BLE001 - an annotation may be anything
+        return Any
 
 
 def too_late() -> DeadlineExceeded:

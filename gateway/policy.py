@@ -300,6 +300,9 @@ class Policy:
     """What one tier may take that does not say for itself; kept back at the end of `timeout.call`. Plan B is quick."""
     fallback_limit: Count = 10
     """How many may be in one tier at once; the next is not asked. 10 as in Hystrix."""
+    refresh_limit: Count = 5
+    """How many remembered answers may be asked for anew in the background at once, where places are free. A quarter of
+    the default pool: callers who wait come first."""
 
     def __post_init__(self) -> None:
         for name, kind in SECTIONS.items():
@@ -308,6 +311,7 @@ class Policy:
                 raise ConfigError(name, problem, f"give {name}={kind.__name__}(...)")
         _above_zero("fallback_timeout", self.fallback_timeout)
         _count("fallback_limit", self.fallback_limit, or_inf=True)
+        _count("refresh_limit", self.refresh_limit, or_inf=True)
         evidence = self.breaker.evidence_after
         _not_longer("fallback_timeout", self.fallback_timeout, "timeout.call", self.timeout.call)
         _not_longer("bulkhead.max_wait", self.bulkhead.max_wait, "timeout.call", self.timeout.call)

@@ -15,9 +15,11 @@ from asyncio import (
     get_running_loop,
     sleep,
     timeout,
+    wait,
 )
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -50,6 +52,8 @@ T = TypeVar("T")
 L = TypeVar("L", bound=Callable[[Any], object])
 USUAL = Policy()
 """The policy of who gives none."""
+WARM_START_FOR = 5.0
+"""Seconds that opening waits for the stores behind the memories."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,7 @@ class Gateway:
         self._closing: Event | None = None
         self._reloading: Reloading | None = None
         self._watch: Watch | None = None
+        self._warming: Task[None] | None = None  # the memories, from their stores
         self._in_code: dict[str, Policy] = {}  # what code said, by the names it has asked for
         self._opening = Lock()  # first uses in several threads
         self._background: Background | None = None
@@ -243,9 +248,13 @@ class Gateway:
     # -- opening and closing
 
     async def open(self) -> None:
-        """Open on the running loop; nothing happens if it is open there already. Raises WrongLoop."""
+        """Open on the running loop; nothing happens if it is open there already. Raises WrongLoop.
+
+        What the stores behind `LastGood`s have is in memory before the first call, for as long as `WARM_START_FOR`.
+        """
         await self._being_closed()
         self._open_here(again=True)
+        await self._warm_start()
 
     async def close(self, *, drain_for: float = 5.0, join_for: float = 5.0) -> tuple[str, ...]:
         """Refuse new calls, let those in flight finish for `drain_for` seconds, then cancel them.
@@ -275,6 +284,7 @@ class Gateway:
         finally:
             try:
                 await self._cancel_the_rest(join_for, here)
+                await self._end_background()
                 await self._flush(join_for)
                 await self._disconnect(join_for)
                 stuck = await self._join_threads(join_for)
@@ -418,6 +428,9 @@ class Gateway:
             clock = clock_of(loop)
             for upstream in self:
                 upstream.bind(loop, clock)
+            self._warming = None
+            if any(memory.behind is not None for memory in self._memories()):
+                self._warming = loop.create_task(self._warm_memories(), name="gateway: warm start", context=Context())
             if self._watch is not None:
                 self._watch.start(loop)
 
@@ -445,6 +458,7 @@ class Gateway:
 
     async def _open_unless_closed(self) -> None:
         self._open_here()
+        await self._warm_start()
 
     def _let_go(self) -> None:
         """Be closed, and open on no loop. The caller holds the lock."""
@@ -509,9 +523,33 @@ class Gateway:
             task.cancel("the gateway was closed")
         await self._idle(patience, here)
 
+    def _memories(self) -> set[LastGood]:
+        return {memory for up in self for operation in up for memory in operation.memories}
+
+    async def _warm_start(self) -> None:
+        """Wait for what the stores have; one that takes too long goes on behind the first calls."""
+        if self._warming is not None:
+            await wait((self._warming,), timeout=WARM_START_FOR)
+
+    async def _warm_memories(self) -> None:
+        for memory in self._memories():
+            await memory.warm_start()
+
+    async def _end_background(self) -> None:
+        """End what no caller waits for."""
+        tasks = {task for up in self for task in up.refreshing.values()}
+        if self._warming is not None:
+            tasks.add(self._warming)
+        self._warming = None
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await wait(tasks)
+
     async def _flush(self, patience: float) -> None:
-        """Let the memories write behind what they still have to write."""
-        memories = [tier for up in self for operation in up for tier in operation.tiers if isinstance(tier, LastGood)]
+        """Let the memories write behind what they still have to write, and close their stores."""
+        memories = self._memories()
+        stores = {memory.behind.store for memory in memories if memory.behind is not None}
         try:
             with suppress(TimeoutError):
                 async with timeout(patience):
@@ -520,6 +558,12 @@ class Gateway:
         finally:
             for memory in memories:
                 memory.stop_writing()
+        for store in stores:
+            try:
+                async with timeout(patience):
+                    await store.close()
+            except Exception:
+                log.exception("the store behind LastGood could not be closed")
 
     async def _disconnect(self, patience: float) -> None:
         with suppress(TimeoutError):

@@ -23,6 +23,7 @@ from gateway.lane import Timer
 from gateway.operation import Host, Operation
 from gateway.outcome import ConfigError, Failed
 from gateway.policy import Policy, TimeoutPolicy, given
+from gateway.terms import Terms, are_types
 
 BEGUN = object()
 """What the call of a block yields instead of something to wait for: the place is taken, the limit on time runs."""
@@ -106,10 +107,7 @@ class Block(Operation[[object], None]):
             stop_here,
             name=said.name,
             idempotent=True,  # or it would be logged that nobody said so
-            refused=said.refused,
-            timeout=said.timeout,
-            circuit_by=said.circuit_by,
-            caller=said.caller,
+            said=Terms(refused=said.refused, timeout=said.timeout, circuit_by=said.circuit_by, caller=said.caller),
         )
         self.idempotent = None
         self._said = said
@@ -162,13 +160,6 @@ def checked(
         remedy = "give a ContextVar: a block has no arguments"
         raise ConfigError(f"{upstream}.slot({name!r}) caller", f"{caller!r} does not fit", remedy)
     return Said(name, timeout, tuple(cast("Refusals", refused)), circuit_by, caller)
-
-
-def are_types(refused: object) -> bool:
-    """Whether these are types of exceptions."""
-    return isinstance(refused, list | tuple) and all(
-        isinstance(kind, type) and issubclass(kind, BaseException) for kind in refused
-    )
 
 
 def limits_given(timeout: TimeoutPolicy | None) -> dict[str, float]:

@@ -31,13 +31,14 @@ from gateway.bulkhead import Bulkhead, BulkheadSnapshot
 from gateway.circuits import Circuits
 from gateway.context import Clock, translate
 from gateway.counts import Counts, Histogram, LatencySnapshot
-from gateway.events import CircuitChanged, Listeners
+from gateway.events import CircuitChanged, Listeners, PolicyChanged
 from gateway.lane import Lane
-from gateway.operation import CircuitBy, Operation, OperationSnapshot
+from gateway.operation import Operation, OperationSnapshot
 from gateway.outcome import ConfigError, Outcome, UnknownName, WrongLoop
 from gateway.policy import BudgetPolicy, Policy, TimeoutPolicy
 from gateway.retry import BudgetSnapshot, Retry, RetryBudget
-from gateway.slot import Block, Slot, are_types, checked, known_block
+from gateway.slot import Block, Slot, checked, known_block
+from gateway.terms import CircuitBy, Revalidate, Terms, check_terms
 
 log = logging.getLogger("gateway")
 
@@ -106,22 +107,6 @@ class UpstreamSnapshot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What a user says of an operation, beside its function; see `Upstream.operation`."""
-
-    name: str | None = None
-    idempotent: bool | None = None
-    fallback: Sequence[Tier] = ()
-    refused: Sequence[type[BaseException]] = ()
-    classify: Callable[[Any], Outcome | None] | None = None
-    key: Callable[..., Hashable] | None = None
-    identity: Callable[[], Hashable] | None = None
-    timeout: TimeoutPolicy | None = None
-    circuit_by: CircuitBy | None = None
-    caller: Callable[..., Hashable] | ContextVar[Any] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Declaration(Terms):
     """An operation that waits for its function."""
 
@@ -154,6 +139,7 @@ class Upstream:
         self.thread = 0  # the one that runs the loop: another loop's current task is none of ours
         self.clock: Clock = monotonic
         self.waits = Histogram()
+        self.refreshing: dict[Hashable, Task[None]] = {}  # what is asked for anew in the background, by its key
         self._policy = policy
         self._operations: dict[str, Operation[..., Any]] = {}
         self._bound_to: AbstractEventLoop | None = None
@@ -193,6 +179,12 @@ class Upstream:
         timeout: TimeoutPolicy | None = None,
         circuit_by: CircuitBy | None = None,
         caller: Callable[..., Hashable] | ContextVar[Any] | None = None,
+        fresh_for: float = 0.0,
+        revalidate: Revalidate = None,
+        remember: Callable[[Any], bool] | None = None,
+        coalesce: bool = False,
+        size_of: Callable[[Any], int] | None = None,
+        secret: Sequence[str] = (),
     ) -> Declaration: ...
     def operation(
         self,
@@ -209,6 +201,12 @@ class Upstream:
         timeout: TimeoutPolicy | None = None,
         circuit_by: CircuitBy | None = None,
         caller: Callable[..., Hashable] | ContextVar[Any] | None = None,
+        fresh_for: float = 0.0,
+        revalidate: Revalidate = None,
+        remember: Callable[[Any], bool] | None = None,
+        coalesce: bool = False,
+        size_of: Callable[[Any], int] | None = None,
+        secret: Sequence[str] = (),
     ) -> Any:
         """Register a function, async or plain, as one thing you ask of this upstream. A decorator.
 
@@ -221,6 +219,12 @@ class Upstream:
         key have a circuit of their own, so that what ails one does not close the upstream for all. None as the key:
         the upstream's own circuit.
         `caller`: who asks, named in the same ways; see `BreakerPolicy.min_callers`.
+        `fresh_for`: seconds for which a remembered answer is given without asking; 0.0: always ask. What is remembered
+        stands in the first `LastGood`, without one in a memory of its own. `revalidate="background"`: one that is not
+        fresh any more is given at once, if it is not older than `LastGood(max_age=)`, while it is asked for anew.
+        `remember`: a function of an answer that tells whether it is worth remembering; by default, if it is not empty.
+        `coalesce`: identical calls in flight share one. `size_of`: a function of an answer that gives its bytes.
+        `secret`: names of arguments that stand in keys as digests.
         Raises ConfigError for what cannot work.
         """
         declaration = Declaration(
@@ -235,6 +239,12 @@ class Upstream:
             timeout=timeout,
             circuit_by=circuit_by,
             caller=caller,
+            fresh_for=fresh_for,
+            revalidate=revalidate,
+            remember=remember,
+            coalesce=coalesce,
+            size_of=size_of,
+            secret=secret,
         )
         return declaration if function is None else declaration(function)
 
@@ -278,7 +288,7 @@ class Upstream:
         plain = function.__func__ if isinstance(function, classmethod) else function
         name = declared.name or getattr(plain, "__name__", "")
         field = f"{self.name}.{name or repr(function)}"
-        check_declaration(field, declared)
+        check_terms(field, declared)
         asynchronous = check_function(field, plain)
         if not name or name == "<lambda>":
             raise ConfigError(field, "the function has no name", 'give name="..."')
@@ -290,14 +300,7 @@ class Upstream:
             plain if asynchronous else partial(self._in_thread, plain),
             name=name,
             idempotent=declared.idempotent,
-            fallback=declared.fallback,
-            refused=declared.refused,
-            classify=declared.classify,
-            key=declared.key,
-            identity=declared.identity,
-            timeout=declared.timeout,
-            circuit_by=declared.circuit_by,
-            caller=declared.caller,
+            said=declared,
         )
         self._adopt(operation)
         return operation
@@ -334,7 +337,7 @@ class Upstream:
 
     def _go_by(self, policy: Policy) -> None:
         timeouts = self.check(policy)
-        self._policy = policy
+        before, self._policy = self._policy, policy
         for operation, timeout in timeouts.items():
             operation.use(policy, timeout)
         if self._bound_to is not None:
@@ -344,6 +347,9 @@ class Upstream:
         self.breaker.policy = self.circuits.policy = policy.breaker
         self.bulkhead.policy = policy.bulkhead  # last: it wakes waiters, who go by the rest
         self._warn()
+        if self.listeners.policy_changed and policy != before:
+            event = PolicyChanged(upstream=self.name, at=self.clock(), before=before, after=policy)
+            self.listeners.tell(self.listeners.policy_changed, event)
 
     def check(self, policy: Policy) -> dict[Operation[..., Any], TimeoutPolicy]:
         """Raise the ConfigError that assigning this policy would raise; nothing changes.
@@ -442,6 +448,7 @@ class Upstream:
             self.bulkhead = Bulkhead(self._policy.bulkhead)  # what ends late on the old loop gives back to the old one
             self.dismiss()
             self._lanes = {}
+            self.refreshing.clear()
         if self._bound_to is not None or clock is not self.clock:
             self.clock = clock
             self.breaker.restart(clock)
@@ -584,32 +591,6 @@ def unwise(policy: Policy) -> Iterator[str]:
             f"no call is ever slow: breaker.slow_after={breaker.slow_after} is longer than timeout.attempt={attempt}; "
             f"lower slow_after"
         )
-
-
-def check_declaration(field: str, declared: Terms) -> None:
-    """A ConfigError for what is said of an operation and cannot be."""
-
-    def expect(name: str, fits: bool, remedy: str) -> None:  # noqa: FBT001 - private
-        if not fits:
-            raise ConfigError(f"{field} {name}", f"{getattr(declared, name)!r} does not fit", remedy)
-
-    listed = (list, tuple)
-    expect("name", isinstance(declared.name, str | None), "give a str")
-    expect(
-        "idempotent", declared.idempotent is None or type(declared.idempotent) is bool, "give True, False or nothing"
-    )
-    expect("fallback", isinstance(declared.fallback, listed), "give a list of tiers")
-    expect("refused", are_types(declared.refused), "give a tuple of types")
-    expect("timeout", isinstance(declared.timeout, TimeoutPolicy | None), "give TimeoutPolicy(...)")
-    for name in ("circuit_by", "caller"):
-        expect(name, not iscoroutinefunction(getattr(declared, name)), "give a plain function: it is not awaited")
-    by = declared.circuit_by
-    namers = 'give "operation", a function of the arguments, or a ContextVar'
-    expect("circuit_by", by is None or by == "operation" or callable(by) or isinstance(by, ContextVar), namers)
-    who = declared.caller
-    expect("caller", who is None or callable(who) or isinstance(who, ContextVar), "give a function, or a ContextVar")
-    for name in ("classify", "key", "identity"):
-        expect(name, getattr(declared, name) is None or callable(getattr(declared, name)), "give a function")
 
 
 def check_function(field: str, function: Any) -> bool:

@@ -25,7 +25,8 @@ from gateway.lane import Timer
 from gateway.operation import Operation
 from gateway.outcome import ConfigError, NotSent, Refused
 from gateway.policy import HttpPolicy, Policy, TimeoutPolicy
-from gateway.upstream import Owner, Upstream, check_declaration
+from gateway.terms import check_terms
+from gateway.upstream import Owner, Upstream
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -148,7 +149,7 @@ class HttpUpstream(Upstream):
         """Register a declared operation. Raises ConfigError."""
         if not callable(function) or not hasattr(function, "__name__"):
             raise ConfigError(f"{self.name}{said.path}", f"{function!r} is no function", "decorate a function")
-        check_declaration(f"{self.name}.{said.name or function.__name__}", said)
+        check_terms(f"{self.name}.{said.name or function.__name__}", said)
         operation = DeclaredOperation(self, self.policy, function, said)
         self._adopt(operation)
         return cast("Operation[P, T]", operation)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
@@ -13,6 +13,7 @@ from msgspec import DecodeError
 
 from gateway.call import Call
 from gateway.http.errors import BadReply
+from gateway.http.kept import Names, size_of_reply
 from gateway.http.reply import HttpReply
 from gateway.http.request import IDEMPOTENT, Headers, HttpRequest, Params, confined, request_of, segment_of
 from gateway.http.routed import RoutedOperation
@@ -20,7 +21,7 @@ from gateway.http.routes import Route, Trip
 from gateway.operation import Operation
 from gateway.outcome import ConfigError
 from gateway.policy import Policy
-from gateway.upstream import Terms
+from gateway.terms import Terms
 
 if TYPE_CHECKING:
     from gateway.http.client import HttpUpstream
@@ -66,25 +67,47 @@ class DeclaredOperation(RoutedOperation[..., T]):
             self._send_bound,
             name=said.name or function.__name__,
             idempotent=IDEMPOTENT[said.method] or bool(key) if idempotent is None else idempotent,
-            fallback=said.fallback,
-            refused=said.refused,
-            classify=said.classify,
-            key=said.key,
-            identity=said.identity,
-            timeout=said.timeout,
-            circuit_by=said.circuit_by,
-            caller=said.caller,
+            said=replace(said, size_of=size_of_reply) if said.into is HttpReply and said.size_of is None else said,
         )
+
+    def _take_memory(self) -> None:
+        secret, identity = bool(self._said.secret), self._said.identity
+        self.names = Names(
+            f"{self.upstream.name!r}.{self.name!r}", self.upstream.http, identity=identity, secret=secret
+        )
+        super()._take_memory()
+        self._key_of = lambda args, kwargs: None  # noqa: ARG005 - it has one when its request is made
+
+    def _name_of(self, call: Call) -> Hashable:
+        trip: Trip = call.args[0]
+        return None if self._said.key is None else self._keys.of(trip.args, trip.kwargs)
+
+    def _key_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+        named = None if self._said.key is None else self._keys.of(args, kwargs)
+        return self.names.key(self._form.request(args, kwargs), named)
+
+    def forget_all(self, *first: Any) -> int:
+        """Forget all answers to calls that begin with these arguments, for all callers; see `Operation.forget_all`.
+
+        They are found by the path, so the arguments must stand in it, first and in this order; ConfigError otherwise.
+        """
+        if self._said.key is not None:
+            return super().forget_all(*first)
+        meant = self.names.below(self._form.beginning(f"{self.upstream.name}.{self.name}", first))
+        return self.upstream.gateway.on_its_loop(partial(self._forget_where, meant))
+
+    def _kind_of(self, function: Callable[..., Any]) -> Any:  # noqa: ARG002 - a stub says the same, or less
+        return self._said.into
 
     async def _send_bound(self, trip: Trip) -> Any:
         upstream = self.upstream
         only = upstream.routes.only
         if only is not None and trip.request.idempotency_key is None:
-            return await self._ask_for(trip.request, only)
-        return await upstream.routes.through(trip, partial(self._ask_for, trip.request), self._evidence_after)
+            return await self._ask_for(trip, only)
+        return await upstream.routes.through(trip, partial(self._ask_for, trip), self._evidence_after)
 
-    async def _ask_for(self, request: HttpRequest, route: Route) -> Any:
-        reply = await self.upstream.session().send(request, self._timeout, route)
+    async def _ask_for(self, trip: Trip, route: Route) -> Any:
+        trip.reply = reply = await self.upstream.session().send(trip.request, self._timeout, route)
         into: Any = self._said.into
         if into is HttpReply:
             return reply
@@ -96,8 +119,11 @@ class DeclaredOperation(RoutedOperation[..., T]):
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         trip = Trip(self._form.request(args, kwargs), args, kwargs)
+        key = self._key_for(args, kwargs) if self._remembers else None
         call = Operation._begin(self, args, kwargs)  # noqa: SLF001 - with its own trip
         call.args, call.kwargs = (trip,), {}
+        if self._remembers:
+            call.key = key
         return call
 
 
@@ -126,6 +152,16 @@ class Form:
         self._params = said.params
         self._headers = said.headers
         self._key = said.idempotency_key
+
+    def beginning(self, where: str, first: tuple[Any, ...]) -> str:
+        """How the path begins of all calls with these first arguments."""
+        if self._holes[: len(first)] != self._names[: len(first)]:
+            problem = "these arguments do not stand in the path, first and in their order"
+            raise ConfigError(f"{where}.forget_all", problem, "give those that do, or none: all are forgotten")
+        path = self._parts[0]
+        for value, part in zip(first, self._parts[1:], strict=False):
+            path += segment_of(value) + part
+        return path
 
     def request(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HttpRequest:
         """The request of a call; the caller's TypeError if the arguments do not fit."""

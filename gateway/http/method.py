@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Hashable, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from fallbacks.answer import Answer, Tier
 from gateway.http.declared import Declared
+from gateway.http.kept import Names, size_of_reply
 from gateway.http.reply import HttpReply
 from gateway.http.request import IDEMPOTENT, Data, Headers, HttpRequest, Params, request_of
 from gateway.http.routed import RoutedOperation
 from gateway.http.routes import Trip
-from gateway.operation import CircuitBy, Operation
+from gateway.operation import Operation
 from gateway.outcome import Outcome
 from gateway.policy import Policy, TimeoutPolicy
+from gateway.terms import CircuitBy, Revalidate, Terms
 
 if TYPE_CHECKING:
     from gateway.http.client import HttpUpstream
@@ -59,7 +62,38 @@ class Method(RoutedOperation[..., HttpReply]):
             self._send_request,
             name=method.lower() + (" with key" if keyed else ""),
             idempotent=keyed or IDEMPOTENT[method],
+            said=Terms(size_of=size_of_reply),
         )
+
+    def _take_memory(self) -> None:
+        self.names = Names(f"{self.upstream.name!r}.{self.name!r}", self.upstream.http)
+        super()._take_memory()
+        if self._remembers:
+            self._key_of = lambda args, _: self.names.key(args[0])
+
+    def _key_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+        first = args[0] if args else None
+        return self.names.key(first if isinstance(first, HttpRequest) else request_of(self.method, *args, **kwargs))
+
+    def forget(
+        self,
+        path: str,
+        *,
+        params: Params | None = None,
+        headers: Headers | None = None,
+        json: object = None,
+        data: Data | None = None,
+    ) -> bool:
+        """Forget what is remembered of this request, for the caller that its headers name; see `Operation.forget`."""
+        return super().forget(path, params=params, headers=headers, json=json, data=data)
+
+    def forget_all(self, path: str = "") -> int:
+        """Forget all answers to requests whose path begins so, for all callers; see `Operation.forget_all`."""
+        meant = self.names.below(path)
+        return self.upstream.gateway.on_its_loop(partial(self._forget_where, meant))
+
+    async def _warm_one(self, args: tuple[Any, ...]) -> bool:
+        return await self._warmed(request_of(self.method, args[0]))
 
     @overload
     def __call__(
@@ -91,6 +125,12 @@ class Method(RoutedOperation[..., HttpReply]):
         timeout: TimeoutPolicy | None = None,
         circuit_by: CircuitBy | None = None,
         caller: Callable[..., Hashable] | ContextVar[Any] | None = None,
+        fresh_for: float = 0.0,
+        revalidate: Revalidate = None,
+        remember: Callable[[Any], bool] | None = None,
+        coalesce: bool = False,
+        size_of: Callable[[Any], int] | None = None,
+        secret: Sequence[str] = (),
     ) -> Declared[T]: ...
     def __call__(  # not `async`: it gives a coroutine, or a decorator
         self,
@@ -112,6 +152,12 @@ class Method(RoutedOperation[..., HttpReply]):
         timeout: TimeoutPolicy | None = None,
         circuit_by: CircuitBy | None = None,
         caller: Callable[..., Hashable] | ContextVar[Any] | None = None,
+        fresh_for: float = 0.0,
+        revalidate: Revalidate = None,
+        remember: Callable[[Any], bool] | None = None,
+        coalesce: bool = False,
+        size_of: Callable[[Any], int] | None = None,
+        secret: Sequence[str] = (),
     ) -> Any:
         """The reply; with `into=`, a decorator."""
         if into is None:
@@ -134,6 +180,12 @@ class Method(RoutedOperation[..., HttpReply]):
             timeout=timeout,
             circuit_by=circuit_by,
             caller=caller,
+            fresh_for=fresh_for,
+            revalidate=revalidate,
+            remember=remember,
+            coalesce=coalesce,
+            size_of=size_of,
+            secret=secret,
         )
 
     async def ask(
@@ -153,7 +205,7 @@ class Method(RoutedOperation[..., HttpReply]):
             return Answer(await self.upstream.send_within(request, limit))
         if request.idempotency_key is not None and not self.idempotent:
             return await self.upstream.keyed(self.method).ask(request)
-        return await super().ask(request)
+        return await Operation.ask(self, request)
 
     def __get__(self, instance: object, owner: type | None = None) -> Self:  # type: ignore[override]
         """In a class it is what it is anywhere else: it is given a path, and no `self`."""

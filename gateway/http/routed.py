@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from fallbacks.answer import Question
 from gateway.call import Call, Circuit
+from gateway.http.kept import Names, worth_keeping
+from gateway.http.reply import HttpReply
+from gateway.http.request import HttpRequest
 from gateway.http.routes import Trip
 from gateway.operation import Operation
 
@@ -24,9 +28,50 @@ class RoutedOperation(Operation[P, T]):
     """
 
     upstream: HttpUpstream
+    names: Names
+    """What its answers are remembered under; of an operation that remembers."""
 
     travels = False
     """Whether it matters even for one endpoint where a call has been: it must not go on at another one."""
+
+    @staticmethod
+    def request_of(call: Call) -> HttpRequest:
+        """What a call asks."""
+        first: HttpRequest | Trip = call.args[0]
+        return first.request if isinstance(first, Trip) else first
+
+    def _name_of(self, call: Call) -> Hashable:  # noqa: ARG002 - for those that have `key=`
+        """What `key=` calls it."""
+        return None
+
+    def _flight_key(self, call: Call) -> Hashable:
+        return self.names.flight_key(self.request_of(call), self._name_of(call))
+
+    def _kept_under(self, call: Call, value: Any) -> Hashable | None:
+        if call.key is None:  # it was forgotten while it was under way
+            return None
+        reply = self._reply_of(call, value)
+        request, named = self.request_of(call), self._name_of(call)
+        return self.names.kept_under(request, reply, named, asked_for=self._memory.asked_for)
+
+    def _is_shareable(self, call: Call, value: Any) -> bool:
+        return self.names.is_shareable(self.request_of(call), self._reply_of(call, value))
+
+    def _worth(self, value: Any) -> bool:
+        return worth_keeping(value) if isinstance(value, HttpReply) else super()._worth(value)
+
+    @staticmethod
+    def _reply_of(call: Call, value: Any) -> HttpReply:
+        """The reply that a value came in."""
+        trip = call.args[0]
+        return value if isinstance(value, HttpReply) else trip.reply
+
+    def _forget(self, key: Hashable) -> bool:
+        return super()._forget_where(self.names.variants(cast("tuple[Hashable, ...]", key))) > 0
+
+    def _anew(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        first = call.args[0]
+        return ((Trip(first.request, first.args, first.kwargs),) if isinstance(first, Trip) else call.args), {}
 
     @staticmethod
     def trip_of(call: Call) -> Trip | None:

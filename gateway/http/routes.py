@@ -22,6 +22,7 @@ from gateway.http.addresses import proxy_for
 from gateway.http.endpoint import Endpoint, Lease
 from gateway.http.endpoints import Endpoints, with_weights
 from gateway.http.health import Gone, StateName, Verdict
+from gateway.http.reply import HttpReply
 from gateway.http.request import IDEMPOTENT, BaseUrl, HttpRequest, checked
 from gateway.outcome import ConfigError, NotSent, Refused, reason_of, waited_for_of
 from gateway.policy import HttpPolicy
@@ -58,6 +59,7 @@ class Trip(Struct, eq=False):
     kwargs: dict[str, Any] = {}
     tried: list[Endpoint] = []
     stays: Endpoint | None = None  # it may have taken effect there, and only there is that known
+    reply: HttpReply | None = None  # the last one: what it says of itself decides where its value may be kept
 
 
 class Routes:

@@ -26,6 +26,7 @@ from gateway.operation import Operation
 from gateway.outcome import ConfigError, Refused
 from gateway.policy import Policy, TimeoutPolicy
 from gateway.slot import BEGUN, stop_here, until_begun
+from gateway.terms import Terms
 
 if TYPE_CHECKING:
     from multidict import CIMultiDictProxy
@@ -155,7 +156,7 @@ class StreamOperation(RoutedOperation[[HttpStream], None]):
             perform,
             name=stream_name(method, keyed=keyed),
             idempotent=keyed or IDEMPOTENT[method],
-            timeout=TimeoutPolicy(call=limit, attempt=limit),
+            said=Terms(timeout=TimeoutPolicy(call=limit, attempt=limit)),
         )
 
     @property

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any, Self
 
-from gateway.operation import BoundOperation, Operation
+from gateway.operation import Operation
 from gateway.outcome import ConfigError
+from gateway.views import BoundOperation
 
 Step = Callable[[tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
 Error = BaseException | type[BaseException]

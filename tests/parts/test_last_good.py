@@ -21,8 +21,12 @@ from aiocache import SimpleMemoryCache
 from msgspec import Struct
 
 from fallbacks import Answer, Fallback, LastGood, Question, Source, Static
+from fallbacks.behind import PENDING_WRITES, STORE_TIMEOUT
 from fallbacks.chain import may_await
-from fallbacks.last_good import ATOM_SIZE, MIB, PENDING_WRITES, STORE_TIMEOUT, copied, size_of, spelled
+from fallbacks.copying import copied
+from fallbacks.last_good import MIB
+from fallbacks.sizes import ATOM_SIZE, size_of
+from fallbacks.spelling import spelled
 from gateway.testing import VirtualTimeLoop
 from tests.support import Boom, gone, now, steps
 

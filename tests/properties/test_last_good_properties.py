@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from msgspec import Struct, defstruct
 
 from fallbacks import Answer, LastGood, Question, Source
-from fallbacks.last_good import ATOMS, copied, size_of, spelled
+from fallbacks.copying import ATOMS, copied
+from fallbacks.sizes import size_of
+from fallbacks.spelling import spelled
 from gateway.arguments import canonical
 
 WALKS = 20

@@ -1,0 +1,192 @@
+"""Single flight: identical calls that are under way at once share one.
+
+The first of them leads: it makes the call, in its own task and by its own deadline. The others follow: each waits for
+how it ends, and no longer than it would wait for a call of its own. A leader that leaves (its caller went away, or its
+own deadline came) hands over to the follower with the most time left, who makes the call anew. A leader whose upstream
+failed ends the flight for all: whoever asked at the same moment would hear the same. Source: Go's
+`golang.org/x/sync/singleflight`, which shares the first caller's fate with everybody; here nobody's leaving is shared.
+"""
+
+from __future__ import annotations
+
+import logging
+from asyncio import Future, get_running_loop
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from math import inf
+from typing import Any, TypeVar
+
+from msgspec import Struct
+
+from fallbacks.copying import copied
+from gateway.outcome import Outcome
+
+log = logging.getLogger("gateway")
+
+E = TypeVar("E", bound=BaseException)
+MOST_FLIGHTS = 1_000
+MOST_FOLLOWERS = 10_000
+"""Of one flight. Over these bounds a call goes alone."""
+
+
+class Landed(Struct, frozen=True):
+    """The flight is over: a value, or the error of its leader and what is known of that."""
+
+    value: Any = None
+    immutable: bool = False
+    error: BaseException | None = None
+    outcome: Outcome = Outcome.SUCCESS
+    not_sent: bool = False
+    attempts: int = 1
+
+    def value_for_one(self) -> Any:
+        """The value, for one caller to do with as he likes."""
+        return self.value if self.immutable else copied(self.value)
+
+
+class Told(Struct, frozen=True):
+    """What a follower is told when it is no end that is shared."""
+
+    what: str
+
+
+LEAD = Told("the leader has left: make the call")
+ALONE = Told("this answer is not for you: make a call of your own")
+TOO_LATE = Told("your time is over")
+
+News = Landed | Told
+
+
+class Flight:
+    """One call that several wait for."""
+
+    __slots__ = ("_flights", "followers", "key")
+
+    def __init__(self, flights: Flights, key: Hashable) -> None:
+        self._flights = flights
+        self.key = key
+        self.followers: dict[Future[News], float] = {}  # each with the seconds it may wait at most, as an instant
+
+    @property
+    def full(self) -> bool:
+        """Whether nobody else may follow."""
+        return len(self.followers) >= MOST_FOLLOWERS
+
+    async def follow(self, clock: Callable[[], float], cutoff: float) -> News:
+        """Wait for its end, or for the lead, until `cutoff`, an instant of that clock."""
+        now = clock()
+        if cutoff <= now:
+            return TOO_LATE
+        loop = get_running_loop()
+        told: Future[News] = loop.create_future()
+        timer = None if cutoff == inf else loop.call_later(cutoff - now, tell, told, TOO_LATE)
+        self.followers[told] = cutoff
+        try:
+            return await told
+        except BaseException:
+            if told.done() and not told.cancelled() and told.result() is LEAD:
+                self.hand_over(clock())  # given the lead and cancelled in one tick: pass it on
+            raise
+        finally:
+            self.followers.pop(told, None)
+            if timer is not None:
+                timer.cancel()
+
+    def land(self, value: Any) -> None:
+        """Its answer is here. Each follower gets a copy of its own, of what the leader cannot change any more."""
+        self._flights.end(self)
+        if not any(not follower.done() for follower in self.followers):
+            return
+        try:
+            mine = copied(value)
+        except Exception:
+            log.exception("an answer could not be copied, so that those who wait for it make calls of their own")
+            self._tell_all(ALONE)
+        else:
+            self._tell_all(Landed(mine, immutable=mine is value))
+
+    def fail(self, landed: Landed) -> None:
+        """It came to nothing, for all."""
+        self._flights.end(self)
+        self._tell_all(landed)
+
+    def part(self) -> None:
+        """Its answer is for nobody but its leader: the others go alone."""
+        self._flights.end(self)
+        self._tell_all(ALONE)
+
+    def hand_over(self, now: float, least: float = 0.0) -> None:
+        """Its leader leaves: the follower with the most time left leads, if that is at least so many seconds."""
+        waiting = [(cutoff, place) for place, (told, cutoff) in enumerate(self.followers.items()) if not told.done()]
+        cutoff, place = max(waiting, key=lambda one: (one[0], -one[1]), default=(-inf, 0))
+        if cutoff - now >= least and cutoff > now:
+            tell(list(self.followers)[place], LEAD)
+            return
+        self._flights.end(self)
+        self._tell_all(TOO_LATE)  # too little time for a call, and none that would bring them an answer
+
+    def _tell_all(self, news: News) -> None:
+        for follower in tuple(self.followers):
+            tell(follower, news)
+
+
+class Flights:
+    """The flights of one operation, by the keys of their calls."""
+
+    __slots__ = ("_under_way",)
+
+    def __init__(self) -> None:
+        self._under_way: dict[Hashable, Flight] = {}
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    def of(self, key: Hashable) -> Flight | None:
+        """The flight that is under way."""
+        return self._under_way.get(key)
+
+    def begin(self, key: Hashable) -> Flight | None:
+        """A flight to lead; None where there are too many, or one of this key: then a call goes alone."""
+        if key is None or len(self._under_way) >= MOST_FLIGHTS or key in self._under_way:
+            return None
+        flight = self._under_way[key] = Flight(self, key)
+        return flight
+
+    def end(self, flight: Flight) -> None:
+        """It is over."""
+        if self._under_way.get(flight.key) is flight:
+            del self._under_way[flight.key]
+
+    def part_with(self, key: Hashable) -> None:
+        """Who asks for this from now on does not join the flight that is under way."""
+        self._under_way.pop(key, None)
+
+    def clear(self) -> None:
+        """Their loop was closed under them."""
+        self._under_way.clear()
+
+
+def tell(follower: Future[News], news: News) -> None:
+    """Wake a follower, unless it has left or was told already."""
+    if not follower.done() and not follower.get_loop().is_closed():
+        follower.set_result(news)
+
+
+def again(error: E) -> E:
+    """The same error once more, for another caller, from the same cause.
+
+    One object raised by many would collect the traceback and the notes of them all.
+    """
+    twin = error
+    with suppress(Exception):  # an error of a kind that is made in ways of its own
+        made = type(error).__new__(type(error), *error.args)
+        made.args = error.args
+        vars(made).update(vars(error))
+        if hasattr(error, "__notes__"):
+            made.__notes__ = list(error.__notes__)
+        twin = made
+    if twin is error:
+        return error.with_traceback(None)
+    twin.__cause__ = error.__cause__
+    twin.__suppress_context__ = True
+    return twin

@@ -1,0 +1,87 @@
+"""What a user says of an operation, beside its function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from inspect import iscoroutinefunction
+from typing import Any, Literal
+
+from fallbacks.answer import Tier
+from gateway.outcome import ConfigError, Outcome
+from gateway.policy import TimeoutPolicy
+
+CircuitBy = Literal["operation"] | Callable[..., Hashable] | ContextVar[Any]
+"""What splits an upstream's circuit: the operation's name, a function of the arguments, a context variable."""
+Revalidate = Literal["background"] | None
+"""How an answer that is not fresh any more is asked for anew: before it is given (None), or while it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """See `Upstream.operation`, which says what each means."""
+
+    name: str | None = None
+    idempotent: bool | None = None
+    fallback: Sequence[Tier] = ()
+    refused: Sequence[type[BaseException]] = ()
+    classify: Callable[[Any], Outcome | None] | None = None
+    key: Callable[..., Hashable] | None = None
+    identity: Callable[[], Hashable] | None = None
+    timeout: TimeoutPolicy | None = None
+    circuit_by: CircuitBy | None = None
+    caller: Callable[..., Hashable] | ContextVar[Any] | None = None
+    fresh_for: float = 0.0
+    revalidate: Revalidate = None
+    remember: Callable[[Any], bool] | None = None
+    coalesce: bool = False
+    size_of: Callable[[Any], int] | None = None
+    secret: Sequence[str] = ()
+
+
+USUAL = Terms()
+
+
+def check_terms(field: str, said: Terms) -> None:
+    """A ConfigError for what is said of an operation and cannot be."""
+
+    def expect(name: str, fits: bool, remedy: str) -> None:  # noqa: FBT001 - private
+        if not fits:
+            raise ConfigError(f"{field} {name}", f"{getattr(said, name)!r} does not fit", remedy)
+
+    listed = (list, tuple)
+    expect("name", isinstance(said.name, str | None), "give a str")
+    expect("idempotent", said.idempotent is None or type(said.idempotent) is bool, "give True, False or nothing")
+    expect("fallback", isinstance(said.fallback, listed), "give a list of tiers")
+    expect("refused", are_types(said.refused), "give a tuple of types")
+    expect("timeout", isinstance(said.timeout, TimeoutPolicy | None), "give TimeoutPolicy(...)")
+    for name in ("circuit_by", "caller", "remember", "size_of"):
+        expect(name, not iscoroutinefunction(getattr(said, name)), "give a plain function: it is not awaited")
+    by = said.circuit_by
+    namers = 'give "operation", a function of the arguments, or a ContextVar'
+    expect("circuit_by", by is None or by == "operation" or callable(by) or isinstance(by, ContextVar), namers)
+    who = said.caller
+    expect("caller", who is None or callable(who) or isinstance(who, ContextVar), "give a function, or a ContextVar")
+    for name in ("classify", "key", "identity", "remember", "size_of"):
+        expect(name, getattr(said, name) is None or callable(getattr(said, name)), "give a function")
+    fresh_for = said.fresh_for
+    a_number = isinstance(fresh_for, (int, float)) and not isinstance(fresh_for, bool)
+    expect("fresh_for", a_number and fresh_for >= 0, "give seconds from 0 up; 0.0: always ask")
+    expect("revalidate", said.revalidate in (None, "background"), 'give "background", or nothing')
+    expect("coalesce", type(said.coalesce) is bool, "give True or False")
+    names = isinstance(said.secret, listed) and all(isinstance(name, str) for name in said.secret)
+    expect("secret", names, 'give the names of arguments: secret=("token",)')
+    if said.idempotent is False:
+        for name in ("fresh_for", "revalidate", "coalesce"):
+            if getattr(said, name):
+                problem = f"{name}={getattr(said, name)!r} on idempotent=False"
+                remedy = "each call of it does something of its own: take it out, or say idempotent=True"
+                raise ConfigError(f"{field} {name}", problem, remedy)
+
+
+def are_types(refused: object) -> bool:
+    """Whether these are types of exceptions."""
+    return isinstance(refused, list | tuple) and all(
+        isinstance(kind, type) and issubclass(kind, BaseException) for kind in refused
+    )
