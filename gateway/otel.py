@@ -303,7 +303,7 @@ def describe(span: Span, event: CallFinished) -> None:
 
 
 def type_of(error: BaseException | None) -> str:
-    """What went wrong, in one of few words: the limit that was reached, the status of HTTP, or the type of the error."""
+    """What went wrong, in one of few words: the limit that was reached, a status, or the type of the error."""
     if isinstance(error, GatewayError):
         if error.waited_for is not None and isinstance(error, TimeoutError):
             return f"timeout_{error.waited_for}"

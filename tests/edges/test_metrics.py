@@ -505,6 +505,18 @@ def test_the_dashboard_names_what_there_is_and_lies_on_a_grid() -> None:
         )
 
 
+def test_the_page_has_every_metric_and_every_alert() -> None:
+    page = (ROOT / "docs" / "watching.md").read_text()
+    told = set(re.findall(r"`(gateway_\w+|Gateway\w+)`", page))
+    gate = Gateway()
+    gate.upstream("ratings")
+
+    families = list(parse_text(exposition(gate, lag=lambda: 0.0)[0].decode()))
+    names = {family.name + ("_total" if family.type == "counter" else "") for family in families}
+
+    assert told == names | set(re.findall(r"alert: (\w+)", ALERTS.read_text()))
+
+
 PROMISE_10 = """
 rule_files: ["{alerts}"]
 evaluation_interval: 30s
