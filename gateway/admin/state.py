@@ -24,7 +24,6 @@ from msgspec import Raw
 from msgspec.json import Encoder
 from yarl import URL
 
-from fallbacks.last_good import LastGood
 from gateway.admin.advice import advice_for
 from gateway.admin.hystrix import Hystrix
 from gateway.admin.sampler import SPARK, Sampler, Track, Window, newest
@@ -331,15 +330,13 @@ def operation_of(operation: Operation[..., Any], track: Track) -> Document:
         "in_flight": in_flight,
         "fallback_failed": operation._fallback.failed,  # noqa: SLF001
     }
-    remembers = any(isinstance(tier, LastGood) for tier in operation.tiers)
-    shot = operation.snapshot() if remembers else None
-    ages: LatencySnapshot | None = getattr(shot, "ages", None)
+    memories = operation.memories
     return {
         "name": operation.name,
         "total": numbers,
         "window": window_of(track.window(operation.name)),
-        "memory": plain(getattr(shot, "memory", None)),
-        "ages": None if ages is None else figures(ages),
+        "memory": plain(memories[0].snapshot()) if memories else None,
+        "ages": figures(operation.ages.snapshot()) if memories else None,
         "adds_up": tally.asked == in_flight + sum(tally.ended.values()),
     }
 

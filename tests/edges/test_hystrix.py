@@ -177,7 +177,7 @@ async def test_each_way_to_end_is_what_hystrix_calls_it() -> None:
     assert other["rollingCountExceptionsThrown"] == other["rollingCountFallbackFailure"] == 0
     pool = messages["ThreadPool ratings"]
     assert 1 <= pool["rollingMaxActiveThreads"] <= 2  # as seen five times a second
-    assert pool["rollingCountThreadsExecuted"] == 9
+    assert pool["rollingCountThreadsExecuted"] == 10
     assert pool["currentLargestPoolSize"] == 2
 
 
