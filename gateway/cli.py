@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import click
+from click.core import ParameterSource
 
 from gateway import commands
 
@@ -49,7 +50,9 @@ def http_urls(context: click.Context, option: click.Parameter, values: tuple[str
 @click.option("--catalog-port", type=PORT, default=8081, show_default=True, help="0 for any free one, here and below.")
 @click.option("--info-port", type=PORT, default=8082, show_default=True)
 @click.option("--ratings-port", type=PORT, default=8083, show_default=True)
-@click.option("--admin-port", type=PORT, default=8080, show_default=True, help="Reserved: nothing listens there yet.")
+@click.option(
+    "--admin-port", type=PORT, default=8080, show_default=True, help="To watch and tune the catalog's gateway."
+)
 @click.option("--info-url", callback=http_url, help="Let the catalog ask this info service instead of our own.")
 @click.option(
     "--ratings-url",
@@ -70,6 +73,7 @@ def http_urls(context: click.Context, option: click.Parameter, values: tuple[str
 @click.option("--unprotected", is_flag=True, help="With --scenario: without a gateway, for comparison.")
 @click.option("--no-timeouts", is_flag=True, help="With --unprotected: and without any limit on time.")
 @click.option("--from-parent", type=int, hidden=True, help="Serve on this inherited socket until standard input ends.")
+@click.option("--admin-from-parent", type=int, hidden=True, help="Let operators in on this inherited socket.")
 def demo(service: str | None, port: int | None, **options: Any) -> None:
     """Run the movie catalog: three services over HTTP, or one SERVICE of them alone. Ctrl-C ends it.
 
@@ -226,14 +230,17 @@ def run_all(**options: Any) -> None:
                         address=(host, port),
                     )
                 )
+        admin = listen_for_admin(**options)
     except site.CannotListen as error:
         raise click.ClickException(str(error)) from None
     asked = ["--info-url", *urls["info"], "--instances", str(several)]
     for url in urls["ratings"]:
         asked += ["--ratings-url", url]
-    services[0] = replace(services[0], options=(*services[0].options, *asked))
+    asked += ["--admin-from-parent", str(admin.fileno())]
+    services[0] = replace(services[0], options=(*services[0].options, *asked), also=(admin,))
+    admin_url = site.url_of(*admin.getsockname()[:2])
     try:
-        asyncio.run(processes.run(services, when_ready=hints(urls)))
+        asyncio.run(processes.run(services, when_ready=f"admin ready {admin_url}\n{hints(urls, admin_url)}"))
     except processes.ServiceEnded as error:
         raise click.ClickException(str(error)) from None
 
@@ -252,6 +259,10 @@ def run_one(service: str, port: int | None, **options: Any) -> None:
             if parent is None
             else socket.socket(fileno=parent)
         )
+        if service == "catalog":
+            options["admin"] = listen_for_admin(**options)
+            if parent is None:
+                site.say(f"admin ready {site.url_of(*options['admin'].getsockname()[:2])}")
     except site.CannotListen as error:
         raise click.ClickException(str(error)) from None
 
@@ -276,7 +287,29 @@ def create(service: str, **options: Any) -> Any:
         ratings_url=options["ratings_url"] or site.url_of(near, options["ratings_port"]),
         info_url=options["info_url"] or site.url_of(near, options["info_port"]),
         tell=site.say if options["instances"] > 1 else None,
+        admin=options["admin"],
     )
+
+
+def listen_for_admin(**options: Any) -> socket.socket:
+    """Where operators are listened to: where the rest is if a token guards it, else where only this machine comes.
+
+    A port that nobody asked for and somebody has is another one.
+    """
+    from gateway.admin.auth import has_token, is_loopback
+    from gateway.demo import site
+
+    if options["admin_from_parent"] is not None:
+        return socket.socket(fileno=options["admin_from_parent"])
+    host: str = options["host"]
+    near = host if is_loopback(host) or has_token() else "127.0.0.1"
+    try:
+        return site.listen(near, options["admin_port"], option="--admin-port")
+    except site.CannotListen:
+        said = click.get_current_context().get_parameter_source("admin_port")
+        if said is not ParameterSource.DEFAULT:
+            raise
+        return site.listen(near, 0, option="--admin-port")
 
 
 def reached_at(host: str) -> str:
@@ -284,18 +317,20 @@ def reached_at(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 - looked up, not bound
 
 
-def hints(urls: dict[str, list[str]]) -> str:
+def hints(urls: dict[str, list[str]], admin: str) -> str:
     """What to try first."""
     (catalog,), (ratings, *more) = urls["catalog"], urls["ratings"]
     if more:
         return f"""
   look at it, and kill an instance there   {catalog}/
+  watch its gateway, and tune it           {admin}/
   a user's films                           curl '{catalog}/catalog/ada'
   let the first of the ratings hang        curl -X POST {ratings}/fault/hang
   let it recover                           curl -X POST {ratings}/fault/none
 Ctrl-C ends it."""
     return f"""
   look at it               {catalog}/
+  watch it, and tune it    {admin}/
   a user's films           curl '{catalog}/catalog/ada'
   and where they are from  curl '{catalog}/catalog/ada?explain=1'
   let ratings hang         curl -X POST {ratings}/fault/hang

@@ -19,7 +19,7 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 PATIENCE = 10.0
 """Seconds that the server gets to answer."""
-WRITE_TOKEN, READ_TOKEN = "GATEWAY_ADMIN_TOKEN", "GATEWAY_ADMIN_READ_TOKEN"  # noqa: S105 - names of variables
+WRITE_TOKEN, READ_TOKEN = "GATEWAY_ADMIN_TOKEN", "GATEWAY_ADMIN_READ_TOKEN"
 BY_DEFAULT = "default"
 STALE = 412
 
@@ -164,7 +164,9 @@ def snapshot(upstream: str | None, as_json: bool, admin: str) -> None:  # noqa: 
     if as_json:
         click.echo(json.dumps(document, indent=2))
         return
-    rows = [("upstream", "circuit", "in use", "waiting", "asked/s", "degraded/s", "failed/s", "p50", "p99", "")]
+    rows: list[tuple[str, ...]] = [
+        ("upstream", "circuit", "in use", "waiting", "asked/s", "degraded/s", "failed/s", "p50", "p99", "")
+    ]
     rows += [row_of(one) for one in document["upstreams"]]
     say(table(rows))
     if not document["gateway"]["adds_up"]:
@@ -189,7 +191,7 @@ def row_of(one: Mapping[str, Any]) -> tuple[str, ...]:
 
 def table(rows: Iterable[tuple[str, ...]]) -> str:
     """Rows with their columns below each other."""
-    every = list(rows)
+    every = [[plain(cell).replace("\n", "\\n") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*every, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in every
@@ -222,7 +224,9 @@ def advise(upstream: str | None, as_json: bool, admin: str) -> None:  # noqa: FB
 @click.argument("settings", nargs=-1, required=True, metavar="KNOB=VALUE...")
 @changing
 def tune(upstream: str, settings: tuple[str, ...], why: str, admin: str) -> None:
-    """Change knobs of an upstream while it runs, all of them or none: gateway tune ratings bulkhead.limit=40
+    """Change knobs of an upstream while it runs, all of them or none.
+
+    gateway tune ratings bulkhead.limit=40 timeout.attempt=300ms
 
     Values are written as in a policy file: 40, 300ms, 0.5, inf, none, true. "default" is as by default.
     """
@@ -390,7 +394,7 @@ def enforce(upstream: str, switch: str, why: str, admin: str) -> None:
 @click.argument("args", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="ARGS are JSON: 603 is a number. Else they are texts.")
 @changing
-def forget(
+def forget(  # noqa: PLR0917 - as above
     upstream: str,
     operation: str | None,
     args: tuple[str, ...],
@@ -406,4 +410,3 @@ def forget(
 
 COMMANDS = (advise, drain, drop, enforce, fold, forget, isolate, restore, snapshot, tune)
 """All of them, for the command line."""
-

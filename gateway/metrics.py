@@ -21,17 +21,16 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from gateway.counts import BOUNDS, Histogram
+from gateway.counts import AGE_BOUNDS, BOUNDS, Histogram
 from gateway.http.client import HttpUpstream
 from gateway.operation import Operation
 from gateway.upstream import Upstream
 
 STATES = ("closed", "open", "half_open", "isolated")
-ENDPOINT_STATES = ("healthy", "ramping", "ejected", "down")
+ENDPOINT_STATES = ("healthy", "ramping", "ejected", "down", "draining")
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 SLICE = 8
 """Upstreams that are read in one turn of the loop."""
-AGE_BOUNDS = [1e-3 * 2 ** (i / 2) for i in range(2 * 32)]  # as in counts.py
 F = TypeVar("F", bound=Metric)
 
 
@@ -146,20 +145,17 @@ class Reading:
         self.overran.add_metric(name, tally.overran)
         self.fallback_failed.add_metric(name, operation._fallback.failed)  # noqa: SLF001 - see `add`
         self.took.add_metric(name, *DURATIONS.of(operation.latency))
-        if (refreshed := getattr(tally, "refreshed", None)) is not None:
-            self.refreshed.add_metric(name, refreshed)
-            self.refresh_failed.add_metric(name, getattr(tally, "refresh_failed", 0))
-        if operation.tiers and (memory := getattr(operation.snapshot(), "memory", None)) is not None:
-            for metric, count in (
-                (self.entries, memory.entries),
-                (self.bytes, memory.bytes),
-                (self.hits, memory.hits),
-                (self.misses, memory.misses),
-                (self.too_old, getattr(memory, "too_old", 0)),
-                (self.evicted, memory.evicted),
-            ):
-                metric.add_metric(name, count)
-            self.ages.add_metric(name, *AGES.of(operation.ages))  # type: ignore[attr-defined]
+        self.refreshed.add_metric(name, tally.refreshed)
+        self.refresh_failed.add_metric(name, tally.refresh_failed)
+        if operation.memories:
+            memory = operation.memories[0].snapshot()
+            self.entries.add_metric(name, memory.entries)
+            self.bytes.add_metric(name, memory.bytes)
+            self.hits.add_metric(name, memory.hits)
+            self.misses.add_metric(name, memory.misses)
+            self.too_old.add_metric(name, memory.too_old)
+            self.evicted.add_metric(name, memory.evicted)
+            self.ages.add_metric(name, *AGES.of(operation.ages))
 
     def _pool(self, upstream: Upstream, name: tuple[str]) -> None:
         pool = upstream.bulkhead.snapshot()

@@ -47,6 +47,7 @@ from gateway import (
     Tier,
     TimeoutPolicy,
     Upstream,
+    admin,
 )
 
 TIERS = ["Alternate", "Answer", "Fallback", "LastGood", "Question", "Source", "Static", "Tier", "handler"]
@@ -386,6 +387,16 @@ def test_every_error_of_a_call_has_all_facts_even_before_it_is_raised(name: str)
             assert hasattr(kind("why"), name), kind
             assert str(kind("why")) == "why"
     assert gateway.BulkheadFull().reason in {"queue_full", "max_wait"}
+
+
+def test_the_admin_server_is_made_and_ended_as_agreed() -> None:
+    defaults = {"host": "127.0.0.1", "port": 8080, "token": None, "read_token": None}
+
+    assert admin.__all__ == ["Admin", "serve"]
+    assert positional(admin.serve) == ["gate"]
+    assert defaults.items() <= keyword_only(admin.serve).items()
+    assert inspect.iscoroutinefunction(admin.serve)
+    assert all(hasattr(admin.Admin, name) for name in ("url", "close", "__aenter__", "__aexit__"))
 
 
 def test_a_config_error_names_field_problem_and_remedy() -> None:

@@ -1,8 +1,8 @@
 """Watch a gateway, and tune it while it runs.
 
-    from gateway import admin
+from gateway import admin
 
-    server = await admin.serve(gate, port=8080)
+server = await admin.serve(gate, port=8080)
 """
 
 from gateway.admin.server import Admin, serve

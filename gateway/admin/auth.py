@@ -10,6 +10,7 @@ Sources: OWASP's cheat sheets on CSRF and on DNS rebinding; RFC 6750; the checks
 from __future__ import annotations
 
 import os
+from base64 import b64decode
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
@@ -26,7 +27,7 @@ from yarl import URL
 from gateway.outcome import ConfigError
 
 Role = Literal["read", "write"]
-WRITE_TOKEN, READ_TOKEN = "GATEWAY_ADMIN_TOKEN", "GATEWAY_ADMIN_READ_TOKEN"  # noqa: S105 - names of variables
+WRITE_TOKEN, READ_TOKEN = "GATEWAY_ADMIN_TOKEN", "GATEWAY_ADMIN_READ_TOKEN"
 GUESSES = 10
 """Wrong tokens that a remote may send before it is not listened to; so many typing errors are none."""
 FORGIVEN_AFTER = 6.0
@@ -74,9 +75,8 @@ class Guards:
         if self.open and not is_loopback(host):
             problem = f"{host or 'every address'} is reached by others, and there is no token"
             raise ConfigError("admin host", problem, f'give token=, or {WRITE_TOKEN}, or listen on "127.0.0.1"')
-        self._secrets: list[tuple[Role, bytes]] = [
-            (role, digest(secret)) for role, secret in (("write", token), ("read", read_token)) if secret is not None
-        ]
+        secrets: tuple[tuple[Role, str | None], ...] = (("write", token), ("read", read_token))
+        self._secrets = [(role, digest(secret)) for role, secret in secrets if secret is not None]
         self._names = {*OURS, host.lower(), *(name.lower() for name in hosts)}
         self._by_number = not is_loopback(host)
         self._guesses = Guesses(clock)
@@ -106,8 +106,7 @@ class Guards:
         given = request.headers.getall("Authorization", [])
         if not given:
             raise NotAllowed(401, "a token is needed", *self._bearer())
-        scheme, _, secret = given[0].partition(" ")
-        role = self._role(secret.strip()) if len(given) == 1 and scheme.lower() == "bearer" else None
+        role = self._role_by(given[0]) if len(given) == 1 else None
         if role is None:
             self._guesses.count(remote)
             raise NotAllowed(401, "this token is not known", *self._bearer())
@@ -119,6 +118,22 @@ class Guards:
             raise NotAllowed(403, "this token may look, and change nothing", f"send the token of {WRITE_TOKEN}")
         if comes_from_elsewhere(request):
             raise NotAllowed(403, "another site may not change anything here", "use the page of this server")
+
+    def _role_by(self, header: str) -> Role | None:
+        """What a header gives leave to do. As a password, which Hystrix' dashboard can send, a token may only look.
+
+        A browser would send a password by itself, with whatever another site lets it send.
+        """
+        scheme, _, secret = header.partition(" ")
+        if scheme.lower() == "bearer":
+            return self._role(secret.strip())
+        if scheme.lower() == "basic":
+            try:
+                _, _, secret = b64decode(secret.strip(), validate=True).decode().partition(":")
+            except ValueError:
+                return None
+            return "read" if self._role(secret) else None
+        return None
 
     def _role(self, secret: str) -> Role | None:
         """Whose token it is. All are compared, in a time that says nothing of how near it comes to any."""
@@ -162,12 +177,17 @@ class Guesses:
         return len(self._made)
 
 
+def has_token(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment gives one."""
+    return bool(environment.get(WRITE_TOKEN) or environment.get(READ_TOKEN))
+
+
 def check_token(field: str, secret: object) -> None:
     """Raise for a token that no header could carry."""
     if secret is None:
         return
     if not isinstance(secret, str) or not secret or any(not "!" <= c <= "~" for c in secret):
-        raise ConfigError(field, "it is no word of visible ASCII characters", 'give secrets.token_urlsafe(), say')
+        raise ConfigError(field, "it is no word of visible ASCII characters", "give secrets.token_urlsafe(), say")
 
 
 def digest(secret: str) -> bytes:

@@ -88,7 +88,7 @@ def replace(target: Path, content: bytes) -> None:
     found = target.stat()
     fresh = target.with_name(f".{target.name}.folded")  # always the same: what a death leaves is no litter
     fresh.unlink(missing_ok=True)
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         try:
             file.write(content)
             file.flush()

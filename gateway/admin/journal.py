@@ -58,12 +58,21 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     facts: dict[str, Any] = {}
 
 
+class By(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who wants a change: `role` is what gives leave, `remote` where the wish comes from; `why` in words."""
+
+    who: str
+    role: str = ""
+    remote: str = ""
+    why: str = ""
+
+
 class Journal:
     """The records, in a file or, without a path, in memory only. Raises ConfigError for a file that cannot be used.
 
-        record = journal.record("tune", "ratings", who="ada", tuned={"bulkhead.limit": 40})
-        journal.write(record)  # it blocks: a disk may take its time
-        journal.take(record)
+    record = journal.record("tune", "ratings", By(who="ada"), tuned={"bulkhead.limit": 40})
+    journal.write(record)  # it blocks: a disk may take its time
+    journal.take(record)
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, *, wall: Callable[[], float] = time) -> None:
@@ -94,11 +103,8 @@ class Journal:
         self,
         kind: str,
         upstream: str,
+        by: By,
         *,
-        who: str,
-        role: str = "",
-        remote: str = "",
-        why: str = "",
         changes: Mapping[str, tuple[Any, Any]] | None = None,
         tuned: Mapping[str, Any] | None = None,
         facts: Mapping[str, Any] | None = None,
@@ -109,10 +115,10 @@ class Journal:
             at=self._wall(),
             kind=kind,
             upstream=upstream,
-            who=who,
-            role=role,
-            remote=remote,
-            why=why,
+            who=by.who,
+            role=by.role,
+            remote=by.remote,
+            why=by.why,
             changes=dict(changes or {}),
             tuned=None if tuned is None else dict(tuned),
             facts=dict(facts or {}),
@@ -149,22 +155,20 @@ class Journal:
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise ConfigError(
-                str(self.name), f"it cannot be opened: {error.strerror}", "give journal= a path that can be written"
-            ) from None
+            raise self._unusable(f"it cannot be opened: {error.strerror}", "a path that can be written") from None
         try:
             lock(file)
-            if not path.is_file():
-                raise ConfigError(str(self.name), "it is no regular file", "give journal= another path")
             sync_folder(path)
         except OSError:
             os.close(file)
-            problem = "another gateway goes by it already"
-            raise ConfigError(str(self.name), problem, "give each gateway a journal= of its own") from None
-        except BaseException:
+            raise self._unusable("another gateway goes by it already", "a path of its own for each gateway") from None
+        if not path.is_file():
             os.close(file)
-            raise
+            raise self._unusable("it is no regular file", "another path")
         return file
+
+    def _unusable(self, problem: str, instead: str) -> ConfigError:
+        return ConfigError(str(self.name), problem, f"give journal= {instead}")
 
     def _read(self, path: Path) -> None:
         content = path.read_bytes()

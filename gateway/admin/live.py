@@ -24,9 +24,22 @@ MOST = 100
 
 
 class Stream:
-    """Server-sent events, from the first viewer to the last. `compose` gives the bytes of a message, all of them."""
+    """Server-sent events, from the first viewer to the last. `compose` gives the bytes of a message, all of them.
 
-    def __init__(self, name: str, compose: Callable[[], Awaitable[bytes]], *, every: float = EVERY) -> None:
+    `on_end` hears when nobody looks any more.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        compose: Callable[[], Awaitable[bytes]],
+        *,
+        every: float = EVERY,
+        kind: str = "text/event-stream; charset=utf-8",
+        on_end: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._kind = kind
+        self._on_end = on_end
         self._name = name
         self._compose = compose
         self._every = every
@@ -45,7 +58,7 @@ class Stream:
         """Serve a viewer until he leaves, or the stream is closed."""
         if self._viewers >= MOST or self._closed:
             return web.Response(status=503, headers={"Retry-After": "5"}, text="too many viewers\n")
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        response = web.StreamResponse(headers={"Content-Type": self._kind})
         self._viewers += 1
         try:
             await response.prepare(request)
@@ -91,6 +104,7 @@ class Stream:
         self._message = b""
         if task is not None:
             task.cancel()
+            self._on_end()
 
     async def _run(self) -> None:
         while True:

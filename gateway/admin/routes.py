@@ -2,6 +2,8 @@
 
     GET   /                                  the page; its files below /static/
     GET   /state  /live                      all numbers; the same each second, as server-sent events
+    GET   /metrics                           the numbers for Prometheus
+    GET   /hystrix.stream                    the numbers for Hystrix' dashboard; also below /actuator/
     GET   /upstreams                         the upstreams
     GET   /upstreams/{name}/policy           every knob, and an ETag; ?knobs=1: with what each knob takes and means
     PATCH /upstreams/{name}/policy           a JSON merge patch (null: as by default), If-Match as you like
@@ -13,7 +15,7 @@
     POST  /upstreams/{name}/endpoints/restore
     POST  /upstreams/{name}/tuned/drop       take back what is tuned; fold writes it into the policy file
     POST  /upstreams/{name}/tuned/fold
-    GET   /calls  /advice  /audit            stories of calls, what numbers say of knobs, who did what; ?upstream= &limit=
+    GET   /calls  /advice  /audit            stories of calls, what numbers say, who did what; ?upstream= &limit=
 
 Errors are {"errors": [{"field", "problem", "remedy"}, ...]}: all that is wrong, at once.
 """
@@ -21,7 +23,7 @@ Errors are {"errors": [{"field", "problem", "remedy"}, ...]}: all that is wrong,
 from __future__ import annotations
 
 import logging
-from asyncio import timeout
+from asyncio import timeout, to_thread
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -32,20 +34,24 @@ from aiohttp import web
 
 from gateway.admin.auth import Role, remote_of
 from gateway.admin.folding import fold_into
-from gateway.admin.journal import SHOWN, Record
+from gateway.admin.hystrix import HEADERS as OF_HYSTRIX
+from gateway.admin.hystrix import INTERVAL, PING, Hystrix
+from gateway.admin.journal import SHOWN, By, Record
 from gateway.admin.live import Stream
 from gateway.admin.pages import page
 from gateway.admin.state import State
-from gateway.admin.tuning import By, NotKept, Stale, Tuning
+from gateway.admin.tuning import NotKept, Stale, Tuning
 from gateway.config.knobs import Knob, knobs
 from gateway.config.patch import as_json, given_in, json_of
 from gateway.config.watch import one_line
 from gateway.http.client import HttpUpstream
+from gateway.metrics import Metrics, Read, written
 from gateway.outcome import ConfigError, ConfigErrors, UnknownName, WrongLoop
-from gateway.policy import Policy, Quantity
+from gateway.policy import Quantity
 from gateway.registry import Gateway
 from gateway.upstream import Upstream
 
+KIND = OF_HYSTRIX["Content-Type"]
 log = logging.getLogger("gateway")
 
 LARGEST = 64 * 1024
@@ -57,6 +63,7 @@ LONGEST_NAME, LONGEST_REASON = 100, 500
 JSON = frozenset({"application/json", "application/merge-patch+json"})
 FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
 """What a page of another site can send without asking first (Fetch, "CORS-safelisted request-header")."""
+UNREAD = frozenset({401, 403, 408, 413, 415, 429})
 ROLE: web.RequestKey[Role] = web.RequestKey("role")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -78,7 +85,10 @@ class Problem(Exception):
     def response(self) -> web.Response:
         """What is told."""
         errors = [{"field": one.field, "problem": one.problem, "remedy": one.remedy} for one in self.errors]
-        return answer({"errors": errors}, status=self.status, headers=self.headers)
+        response = answer({"errors": errors}, status=self.status, headers=self.headers)
+        if self.status in UNREAD:
+            response.force_close()  # nobody reads the rest of what he has to say
+        return response
 
 
 class Routes:
@@ -89,7 +99,10 @@ class Routes:
         self.state = state
         self.tuning = tuning
         self.live = Stream("live", self._message)
-        self.streams = (self.live,)
+        self._hystrix = Hystrix(gate, state.sampler)
+        self.hystrix = Stream("hystrix", self._commands, every=INTERVAL, kind=KIND, on_end=self._hystrix.leave)
+        self._metrics = Metrics(gate, lag=lambda: state.sampler.lag[0])
+        self.streams = (self.live, self.hystrix)
 
     def install(self, app: web.Application) -> None:
         """Add them all."""
@@ -98,6 +111,9 @@ class Routes:
             get(path, self.file)
         get("/state", self.document)
         get("/live", self.live.show)
+        get("/metrics", self.metrics)
+        for path in ("/hystrix.stream", "/actuator/hystrix.stream"):
+            get(path, self.hystrix.show)
         get("/upstreams", self.upstreams)
         get("/calls", self.calls)
         get("/advice", self.advice)
@@ -125,6 +141,15 @@ class Routes:
 
     async def _message(self) -> bytes:
         return b"data: %b\n\n" % await self.state.encoded()
+
+    async def _commands(self) -> bytes:
+        return b"".join(self._hystrix.messages()) or PING
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """The numbers as Prometheus takes them."""
+        read = Read(await self._metrics.collect_in_slices())
+        body, kind = await to_thread(written, read, request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": kind})
 
     async def upstreams(self, _: web.Request) -> web.Response:
         """The upstreams, as in the document."""
@@ -244,7 +269,9 @@ class Routes:
     async def _done(
         self, request: web.Request, upstream: Upstream, kind: str, act: Callable[[], Any], **facts: object
     ) -> web.Response:
-        said = {name: fact if isinstance(fact, (str, int, float)) else str(fact) for name, fact in facts.items() if fact}
+        said = {
+            name: fact if isinstance(fact, (str, int, float)) else str(fact) for name, fact in facts.items() if fact
+        }
         value, kept = await self.tuning.note(kind, upstream.name, by(request), act, said)
         content: dict[str, Any] = {"upstream": upstream.name, "done": kind, "recorded": kept}
         if isinstance(value, int):
@@ -272,27 +299,33 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """What is wrong, as JSON; of what went wrong in here nothing but that."""
     try:
         return await handler(request)
-    except Problem as problem:
-        return problem.response()
-    except Stale as stale:
-        problem, remedy = "somebody has changed it meanwhile", "look at it again, and send If-Match with its ETag"
-        return Problem.of(412, "If-Match", problem, remedy, {"ETag": stale.etag}).response()
-    except NotKept as error:
-        return Problem.of(503, "journal", str(error), "nothing was changed; see to the disk").response()
-    except WrongLoop as error:
-        return Problem.of(409, "gateway", str(error), "serve() where the gateway is open").response()
-    except ConfigErrors as error:
-        return Problem(422, *error.errors).response()
-    except ConfigError as error:
-        return Problem(422, error).response()
-    except web.HTTPException as error:
-        if error.status == web.HTTPRequestEntityTooLarge.status_code:
+    except Exception as error:  # noqa: BLE001 - it is logged, if it is none of ours
+        return problem_of(request, error).response()
+
+
+def problem_of(request: web.Request, error: Exception) -> Problem:  # noqa: PLR0911 - as many as there are
+    """What is told of an error."""
+    match error:
+        case Problem():
+            return error
+        case Stale():
+            problem, remedy = "somebody has changed it meanwhile", "look at it again, and send If-Match with its ETag"
+            return Problem.of(412, "If-Match", problem, remedy, {"ETag": error.etag})
+        case NotKept():
+            return Problem.of(503, "journal", str(error), "nothing was changed; see to the disk")
+        case WrongLoop():
+            return Problem.of(409, "gateway", str(error), "serve() where the gateway is open")
+        case ConfigErrors():
+            return Problem(422, *error.errors)
+        case ConfigError():
+            return Problem(422, error)
+        case web.HTTPRequestEntityTooLarge():
             return too_large()
-        allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-        return Problem.of(error.status, "request", error.reason, "see the page on the admin server", allow).response()
-    except Exception:
-        log.exception("%s %s could not be answered", request.method, request.path)
-        return Problem.of(500, "request", "it could not be answered", "see the log of the process").response()
+        case web.HTTPException():
+            headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+            return Problem.of(error.status, "request", error.reason, "see the page on the admin server", headers)
+    log.error("%s %s could not be answered", request.method, request.path, exc_info=error)
+    return Problem.of(500, "request", "it could not be answered", "see the log of the process")
 
 
 def answer(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -301,11 +334,9 @@ def answer(content: object, *, status: int = 200, headers: Mapping[str, str] | N
     return web.Response(status=status, headers=headers, body=body, content_type="application/json", charset="utf-8")
 
 
-def too_large() -> web.Response:
-    """For a body that is; the rest of it is not read."""
-    response = Problem.of(413, "body", f"it has more than {LARGEST} bytes", "send what you want changed").response()
-    response.force_close()
-    return response
+def too_large() -> Problem:
+    """For a body that is."""
+    return Problem.of(413, "body", f"it has more than {LARGEST} bytes", "send what you want changed")
 
 
 async def body_of(request: web.Request) -> Any:
@@ -316,7 +347,7 @@ async def body_of(request: web.Request) -> Any:
     if not request.can_read_body:
         return None
     if (request.content_length or 0) > LARGEST:
-        raise web.HTTPRequestEntityTooLarge(LARGEST, request.content_length or 0)
+        raise too_large()
     try:
         async with timeout(BODY_WITHIN):
             content = await request.read()
@@ -383,13 +414,10 @@ def circuit_of(upstream: Upstream, body: Mapping[str, Any]) -> Hashable:
 
 def forget(operations: Iterable[Any], args: list[Any]) -> int:
     """Forget what operations remember; how many answers that were."""
-    number = 0
-    for operation in operations:
-        if args:
-            number += bool(operation.forget(*args))
-        else:
-            number += int(operation.forget_all())
-    return number
+    try:
+        return sum(operation.forget(*args) if args else operation.forget_all() for operation in operations)
+    except TypeError as error:  # they do not bind, or cannot be a key
+        raise ConfigError("args", shown(str(error)), "give what the operation is called with") from None
 
 
 def told(record: Record) -> dict[str, Any]:

@@ -37,9 +37,10 @@ GENERATION = 300
 SLICE = 16
 """Upstreams that are looked at in one turn of the loop; 200 at once would be felt by the calls of that turn."""
 
-MOVING = ("asked", "attempts", "retries", "overran", *map(str, ENDS))
+MOVING = ("asked", "attempts", "retries", "overran", "refreshed", "refresh_failed", *map(str, ENDS))
 """What is taken of each operation, in this order."""
-ASKED, ATTEMPTS, FIRST_END = 0, 1, 4
+ASKED, ATTEMPTS, RETRIES, REFRESHED = 0, 1, 2, 4
+SPARED = [MOVING.index(name) for name in ("cached", "coalesced")]
 DEGRADED = [MOVING.index(name) for name in ("last_good", "static", "handler", "alternate")]
 FAILED = [MOVING.index(name) for name in ("failed", "unknown", "rejected")]
 NOTHING = (0,) * len(MOVING)
@@ -89,6 +90,11 @@ class Buckets(NamedTuple):
             p99=self._at(heights, 0.99),
             max=self._at(heights, 1.0),
         )
+
+    @property
+    def total(self) -> int:
+        """How many."""
+        return sum(self.counts)
 
     def quantile(self, share: float) -> float:
         """What this share of them does not exceed, in seconds; at most the step of a bucket too high. 0.0 of none."""
@@ -151,7 +157,10 @@ class Mark(NamedTuple):
     def of(cls, operation: Operation[..., object], before: Mark | None = None) -> Mark:
         """As they are now."""
         tally = operation.tally
-        counts = (tally.asked, tally.attempts, tally.retries, tally.overran, *tally.ended.values())
+        counts = (
+            *(tally.asked, tally.attempts, tally.retries, tally.overran, tally.refreshed, tally.refresh_failed),
+            *tally.ended.values(),
+        )
         return cls(counts, Buckets.of(operation.latency, None if before is None else before.latency))
 
 
@@ -239,9 +248,9 @@ class Track:
         if seconds <= 0.0:
             return
         self.looks.append(look)
-        asked, degraded, failed = moved(look.operations, before.operations)
+        asked, degraded, failed, wanted = moved(look.operations, before.operations)
         self.spark.append((asked / seconds, degraded / seconds, failed / seconds))
-        self.arrivals.append(asked / seconds)
+        self.arrivals.append(wanted / seconds)
         self.peaks.append(0)
         if look.at - self.spans[-1].began_at >= GENERATION:
             self.spans.append(Span(look))
@@ -263,9 +272,12 @@ class Track:
         return self.between(self.looks[-1], self.looks[0], operation)
 
 
-def moved(after: dict[str, Mark], before: dict[str, Mark]) -> tuple[int, int, int]:
-    """How many were asked, answered by a tier, and left without an answer."""
-    asked = degraded = failed = 0
+def moved(after: dict[str, Mark], before: dict[str, Mark]) -> tuple[int, int, int, int]:
+    """How many were asked, answered by a tier, and left without an answer; and how many a place in the pool was for.
+
+    That is for each call that memory did not answer, nor an identical one in flight, for each retry, and each refresh.
+    """
+    asked = degraded = failed = wanted = 0
     for name, mark in after.items():
         old = before.get(name, BEGINNING).counts
         new = mark.counts
@@ -273,7 +285,8 @@ def moved(after: dict[str, Mark], before: dict[str, Mark]) -> tuple[int, int, in
             asked += new[ASKED] - old[ASKED]
             degraded += sum(new[i] - old[i] for i in DEGRADED)
             failed += sum(new[i] - old[i] for i in FAILED)
-    return asked, degraded, failed
+            wanted += sum(new[i] - old[i] for i in (ASKED, RETRIES, REFRESHED)) - sum(new[i] - old[i] for i in SPARED)
+    return asked, degraded, failed, max(0, wanted)
 
 
 class Upstreams(Protocol):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Mapping
+from socket import socket
 from types import MappingProxyType
 from typing import Self
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from gateway.admin.auth import SAFE, Guards, NotAllowed
 from gateway.admin.journal import Journal, Record
@@ -23,6 +25,8 @@ log = logging.getLogger("gateway")
 
 PATIENCE = 1.0
 """Seconds that requests in flight get at the end."""
+LINGERING = 0.3
+"""Seconds in which a body that nobody wants is swallowed, so that its sender reads why."""
 HIGHEST_PORT = 65535
 HEADERS: Mapping[str, str] = MappingProxyType(
     {
@@ -49,15 +53,16 @@ class Admin:
         self.host = host
         self.port = 0
         self._gate = gate
-        self._guards = guards
         self._journal = journal
         self._tuning = Tuning(gate, journal, on_record=self._recorded)
         self._state = State(gate, tuned=self._tuned, journal=journal.kept)
         self._routes = Routes(gate, self._state, self._tuning)
-        app = web.Application(client_max_size=LARGEST, middlewares=[errors, self._guarded])
+        app = web.Application(client_max_size=LARGEST, middlewares=[errors, guarding(guards)])
         app.on_response_prepare.append(add_headers)
         self._routes.install(app)
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=PATIENCE)
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=PATIENCE, lingering_time=LINGERING
+        )
         self._closed = False
 
     @property
@@ -66,11 +71,14 @@ class Admin:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(self.host, self.host)  # noqa: S104 - no bind
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
-    async def start(self, port: int) -> None:
+    async def start(self, port: int, listening: socket | None) -> None:
         """Listen, then lay what is tuned over the policies, and look at what moves."""
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, self.host, port).start()
+            if listening is None:
+                await web.TCPSite(self._runner, self.host, port).start()
+            else:
+                await web.SockSite(self._runner, listening).start()
         except OSError as error:
             problem = f"{port} on {self.host or 'every address'} cannot be had: {error.strerror or error}"
             raise ConfigError("admin port", problem, "give another one; 0: any that is free") from None
@@ -107,27 +115,24 @@ class Admin:
         if record.who not in {"code", "file"}:
             self._state.stories.note("control", record.upstream, sentence(record))
 
-    @property
-    def _guarded(self) -> Handler:
-        guards = self._guards
 
-        @web.middleware
-        async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-            try:
-                guards.check_host(request)
-                guards.check_url(request)
-                if request.method not in SAFE or request.path not in page():
-                    request[ROLE] = role = guards.role_of(request)
-                    if request.method not in SAFE:
-                        guards.check_write(request, role)
-            except NotAllowed as error:
-                refused = Problem.of(error.status, "access", error.problem, error.remedy, error.headers).response()
-                if request.can_read_body:
-                    refused.force_close()  # nobody reads what he had to say
-                return refused
-            return await handler(request)
+def guarding(guards: Guards) -> Middleware:
+    """Let nobody in who may not."""
 
-        return guarded
+    @web.middleware
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            guards.check_host(request)
+            guards.check_url(request)
+            if request.method not in SAFE or request.path not in page():
+                request[ROLE] = role = guards.role_of(request)
+                if request.method not in SAFE:
+                    guards.check_write(request, role)
+        except NotAllowed as error:
+            raise Problem.of(error.status, "access", error.problem, error.remedy, error.headers) from None
+        return await handler(request)
+
+    return guarded
 
 
 async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
@@ -144,6 +149,7 @@ async def serve(
     read_token: str | None = None,
     journal: str | os.PathLike[str] | None = None,
     hosts: Collection[str] = (),
+    listening: socket | None = None,
 ) -> Admin:
     """Let operators watch and tune a gateway at `http://HOST:PORT/`, and programs by the same server.
 
@@ -155,16 +161,19 @@ async def serve(
     that lead here. `journal`: the file of who changed what, and of what is tuned; without one it is that of the policy
     file with `.journal` at the end, or nothing is kept.
 
-    Port 0 is any that is free. Raises ConfigError for what cannot work, another host without a token first of all, and
-    WrongLoop if the gateway is open on another event loop.
+    Port 0 is any that is free; `listening` is a socket that listens already, whose host and port count. Raises
+    ConfigError for what cannot work, another host without a token first of all, and WrongLoop if the gateway is open on
+    another event loop.
     """
+    if listening is not None:
+        host, port = listening.getsockname()[:2]
     check_settings(gate, host, port, hosts)
     guards = Guards(host=host, token=token, read_token=read_token, hosts=hosts)
     gate.on_its_loop(lambda: None)  # or raise
     kept = journal_for(gate, journal)
     admin = Admin(gate, guards, kept, host)
     try:
-        await admin.start(port)
+        await admin.start(port, listening)
     except BaseException:
         await admin.close()
         raise

@@ -24,8 +24,8 @@ from msgspec import Raw
 from msgspec.json import Encoder
 from yarl import URL
 
-from fallbacks.last_good import LastGood
 from gateway.admin.advice import advice_for
+from gateway.admin.hystrix import Hystrix
 from gateway.admin.sampler import SPARK, Sampler, Track, Window, newest
 from gateway.admin.stories import LINES, PLAIN_EVERY, Stories, Story, short
 from gateway.breaker import BreakerSnapshot, CircuitBreaker
@@ -78,6 +78,7 @@ class State:
         self.journal = journal
         self.sampler = Sampler(gate, wall=wall)
         self.stories = Stories(gate, clock=self.sampler.now, plain_every=plain_every, errors=errors)
+        self.hystrix = Hystrix(gate, self.sampler)
         self._warned: dict[str, tuple[str, ...]] = {}
         self._endpoints: dict[tuple[str, str], str] = {}
         self._amiss: set[str] = set()  # operations whose numbers do not add up, which is told once
@@ -91,6 +92,7 @@ class State:
 
     async def close(self) -> None:
         """Look and listen no more."""
+        self.hystrix.leave()
         self.stories.leave()
         await self.sampler.close()
 
@@ -328,15 +330,13 @@ def operation_of(operation: Operation[..., Any], track: Track) -> Document:
         "in_flight": in_flight,
         "fallback_failed": operation._fallback.failed,  # noqa: SLF001
     }
-    remembers = any(isinstance(tier, LastGood) for tier in operation.tiers)
-    shot = operation.snapshot() if remembers else None
-    ages: LatencySnapshot | None = getattr(shot, "ages", None)
+    memories = operation.memories
     return {
         "name": operation.name,
         "total": numbers,
         "window": window_of(track.window(operation.name)),
-        "memory": plain(getattr(shot, "memory", None)),
-        "ages": None if ages is None else figures(ages),
+        "memory": plain(memories[0].snapshot()) if memories else None,
+        "ages": figures(operation.ages.snapshot()) if memories else None,
         "adds_up": tally.asked == in_flight + sum(tally.ended.values()),
     }
 

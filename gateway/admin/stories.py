@@ -22,8 +22,8 @@ from msgspec import Struct
 
 from fallbacks.answer import LIVE, Source
 from fallbacks.chain import told
-from gateway import events
-from gateway.events import AttemptFailed, CallFinished, CircuitChanged, Event
+from gateway.context import HALF_MICROSECOND
+from gateway.events import AttemptFailed, CallFinished, CircuitChanged, Event, PolicyChanged
 from gateway.outcome import BulkheadFull, CircuitOpen, DeadlineExceeded, GatewayError, Outcome
 from gateway.policy import Policy
 from gateway.upstream import Upstream
@@ -41,6 +41,8 @@ LINES = 100
 LONGEST = 200
 """Characters of a text that comes from outside."""
 
+PLAIN = frozenset({Source.LIVE, Source.CACHED, Source.COALESCED})
+"""Answers as good as live ones: told of now and then."""
 StepKind = Literal["queue", "circuit", "attempt", "retry", "tier", "end"]
 LineKind = Literal["circuit", "policy", "control", "endpoint", "warning"]
 
@@ -168,9 +170,7 @@ class Stories:
         self.gate.on(CallFinished)(self.call_finished)
         self.gate.on(AttemptFailed)(self.attempt_failed)
         self.gate.on(CircuitChanged)(self.circuit_changed)
-        changed: type[Event] | None = getattr(events, "PolicyChanged", None)
-        if changed is not None:
-            self.gate.on(changed)(self.policy_changed)
+        self.gate.on(PolicyChanged)(self.policy_changed)
 
     def leave(self) -> None:
         """Listen no more. What is kept can still be read."""
@@ -181,32 +181,31 @@ class Stories:
 
     def call_finished(self, event: CallFinished) -> None:
         """A call is over."""
+        began_at = event.at - event.duration
         tries: tuple[Try, ...] = ()
-        if self._under_way and (number := getattr(event, "call", 0)):
-            tries = tuple(self._under_way.pop((event.upstream, number), ()))
+        if self._under_way:
+            tries = tuple(self._under_way.pop((event.upstream, event.call), ()))
+            if tries and tries[0].began_at < began_at - HALF_MICROSECOND:
+                tries = ()  # of another one, that nobody waited for; the number is used again
         kept = self._kept.get(event.upstream)
         if kept is None:
             kept = self._kept[event.upstream] = Kept()
-        plain = event.source is LIVE and event.attempts == 1 and not event.waited and event.error is None
+        plain = event.error is None and not event.waited and event.attempts <= 1 and event.source in PLAIN
         if plain:
             kept.seen += 1
             if kept.seen % self.plain_every != 1 % self.plain_every:
                 return
-        began_at = event.at - event.duration
         error = event.error
         story = Story(
             next(self._ids), event.at, event.upstream, event.operation, event.outcome, event.source,
-            getattr(event, "age", 0.0), event.duration, event.waited, event.attempts, plain,
+            event.age, event.duration, event.waited, event.attempts, plain,
             self._circuit(kept, began_at), None if error is None else self._told(error), tries,
         )  # fmt: skip
         (kept.plain if plain else kept.telling).append(story)
 
     def attempt_failed(self, event: AttemptFailed) -> None:
         """A try of a call that goes on, or is about to end."""
-        number = getattr(event, "call", 0)
-        if not number:
-            return  # nothing says which call it was
-        key = (event.upstream, number)
+        key = (event.upstream, event.call)
         tries = self._under_way.get(key)
         if tries is None or event.attempt == 1:  # the number is one that was used before
             tries = self._under_way[key] = []
@@ -226,7 +225,7 @@ class Stories:
         of = "" if event.key is None else f" ({short(str(event.key))})"
         self.note("control" if by_hand else "circuit", event.upstream, f"{event.before} -> {event.after}{of}", event.at)
 
-    def policy_changed(self, event: Any) -> None:
+    def policy_changed(self, event: PolicyChanged) -> None:
         """An upstream goes by other numbers."""
         changes = ", ".join(f"{knob} {before} -> {after}" for knob, before, after in changed(event.before, event.after))
         if changes:
@@ -369,6 +368,10 @@ def ending(story: Story) -> str:
     """How a call ended."""
     if story.source is LIVE:
         return f"answered live in {spell(story.duration)}"
+    if story.source is Source.CACHED:
+        return f"answered from memory, {spell(story.age)} old and fresh"
+    if story.source is Source.COALESCED:
+        return f"answered in {spell(story.duration)} with an identical call in flight"
     if story.source is not None:
         age = f", {spell(story.age)} old" if story.age else ""
         return f"answered by {str(story.source).replace('_', ' ')}{age}"

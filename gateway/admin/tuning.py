@@ -19,12 +19,11 @@ from threading import get_ident
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Struct
 
-from gateway.admin.journal import Journal, Record
-from gateway.config.patch import Knobs, given_in, json_of, joined, knobs_of, laid_over, patched
+from gateway.admin.journal import By, Journal, Record
+from gateway.config.patch import given_in, joined, json_of, knobs_of, laid_over, patched
 from gateway.config.policies import differences
-from gateway import events
+from gateway.events import PolicyChanged
 from gateway.outcome import ConfigError, ConfigErrors
 from gateway.policy import Policy
 from gateway.registry import Gateway
@@ -33,7 +32,7 @@ from gateway.upstream import Upstream
 log = logging.getLogger("gateway")
 
 T = TypeVar("T")
-POLICY_CHANGED: type[events.Event] | None = getattr(events, "PolicyChanged", None)
+WITHDRAWN = By(who="gateway", why="it did not fit any more")
 CODE_EVERY = 1.0
 """Seconds in which what code tunes is one record for each upstream: it may do so all the time."""
 
@@ -48,19 +47,6 @@ class Stale(Exception):
 
 class NotKept(Exception):
     """The journal cannot be written, so nothing was changed."""
-
-
-class By(Struct, frozen=True, kw_only=True):
-    """Who wants a change, and why."""
-
-    who: str
-    role: str = ""
-    remote: str = ""
-    why: str = ""
-
-    def facts(self) -> dict[str, str]:
-        """As a record has them."""
-        return {"who": self.who, "role": self.role, "remote": self.remote, "why": self.why}
 
 
 class Tuning:
@@ -94,8 +80,7 @@ class Tuning:
                     self._lay_over(upstream)
         finally:
             self._mine = False
-        if POLICY_CHANGED is not None:
-            self.gate.on(POLICY_CHANGED)(self._changed)
+        self.gate.on(PolicyChanged)(self._changed)
 
     async def close(self) -> None:
         """Carry changes through to their end, and keep no more. What is tuned stays so."""
@@ -157,7 +142,7 @@ class Tuning:
     # -- changing
 
     async def patch(self, name: str, patch: object, by: By, *, if_match: str | None = None) -> None:
-        """Apply a merge patch. Raises ConfigError with all that is wrong with it, Stale, NotKept; then nothing changed."""
+        """Apply a merge patch, or change nothing and raise: ConfigError with all that is wrong, Stale, NotKept."""
         await self._carried_through(lambda: self._patch(name, patch, by, if_match))
 
     async def _patch(self, name: str, patch: object, by: By, if_match: str | None) -> None:
@@ -177,12 +162,12 @@ class Tuning:
             problem = f"without what code has tuned it would not hold after a restart: {error.problem}"
             raise ConfigError(error.field, problem, error.remedy) from None
         changes = changes_between(before, after.policy)
-        await self._record(self.journal.record("tune", name, **by.facts(), changes=changes, tuned=tuned))
+        await self._record(self.journal.record("tune", name, by, changes=changes, tuned=tuned))
         self.aside.pop(name, None)
         try:
             self._apply(upstream, patched(upstream.policy, patch).policy)  # as it is by now
         except ConfigError:  # file or code were quicker, and it does not fit any more
-            await self._record(self.journal.record("withdrawn", name, who="gateway", why="it did not fit", tuned=kept))
+            await self._record(self.journal.record("withdrawn", name, WITHDRAWN, tuned=kept))
             raise
 
     async def drop(self, name: str, by: By) -> dict[str, tuple[Any, Any]]:
@@ -196,7 +181,7 @@ class Tuning:
         if name not in self.journal.tuned:
             return {}
         changes = changes_between(upstream.policy, told)
-        await self._record(self.journal.record("drop", name, **by.facts(), changes=changes, tuned={}))
+        await self._record(self.journal.record("drop", name, by, changes=changes, tuned={}))
         self.aside.pop(name, None)
         self._apply(upstream, self.gate.told_of(name))
         return drift
@@ -214,14 +199,14 @@ class Tuning:
         self, name: str, by: By, into_file: Callable[[str, Policy, Mapping[str, Any]], None]
     ) -> dict[str, tuple[Any, Any]]:
         drift, tuned = self.drift(name), self.journal.tuned.get(name)
-        self.gate[name]  # noqa: B018 - UnknownName if there is none
+        self.gate[name]
         if not tuned:
             return {}
         if name in self.aside:
             raise ConfigError(f"{name} tuned", f"it is set aside: {self.aside[name]}", "drop it, or tune it anew")
         await to_thread(into_file, name, laid_over(self.gate.told_of(name), tuned), tuned)
         self.gate.reload()  # what was tuned is still laid over it, and the same
-        await self._record(self.journal.record("fold", name, **by.facts(), changes=drift, tuned={}))
+        await self._record(self.journal.record("fold", name, by, changes=drift, tuned={}))
         return drift
 
     async def note(
@@ -241,7 +226,7 @@ class Tuning:
         if isinstance(value, int):
             told["number"] = value
         try:
-            await self._record(self.journal.record(kind, name, **by.facts(), facts=told))
+            await self._record(self.journal.record(kind, name, by, facts=told))
         except NotKept:
             return value, False
         return value, True
@@ -272,6 +257,7 @@ class Tuning:
         return await shield(self._begin(in_turn()))
 
     def _begin(self, change: Coroutine[Any, Any, T]) -> Task[T]:
+        """Its end is waited for by `close` at the latest."""
         task = get_running_loop().create_task(change, name="gateway: a change", context=Context())
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
@@ -279,7 +265,7 @@ class Tuning:
 
     # -- what others tune
 
-    def _changed(self, event: Any) -> None:
+    def _changed(self, event: PolicyChanged) -> None:
         """Somebody else has changed a policy; in any thread, where the gateway is open on no loop."""
         if self._mine:
             return
@@ -290,7 +276,7 @@ class Tuning:
             with suppress(RuntimeError):  # our loop has ended
                 self._loop.call_soon_threadsafe(self._notice, who, event)
 
-    def _notice(self, who: str, event: Any) -> None:
+    def _notice(self, who: str, event: PolicyChanged) -> None:
         before, _ = self._in_code.get((event.upstream, who), (event.before, None))
         self._in_code[event.upstream, who] = before, event.after
         if self._timer is None:
@@ -304,12 +290,13 @@ class Tuning:
         for (name, who), (before, after) in told.items():
             changes = changes_between(before, after)
             if changes:
-                self._begin(self._keep(name, who, changes))
+                keeping = self._begin(self._keep(name, who, changes))
+                keeping.set_name(f"gateway: what {who} tuned")
 
     async def _keep(self, name: str, who: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
         async with self._lock:
             try:
-                await self._record(self.journal.record("tune", name, who=who, changes=changes))
+                await self._record(self.journal.record("tune", name, By(who=who), changes=changes))
             except NotKept:
                 return  # it is logged
 

@@ -2,7 +2,7 @@
 
     patched(policy, {"bulkhead": {"limit": 40}, "timeout": {"attempt": "300ms", "read": None}})
 
-A null is a knob as by default. A wait strategy is merged where the patch names the same one, or none, and else replaced.
+A null is a knob as by default. A wait strategy is merged where the patch names the same one, or none, else replaced.
 What a patch sets can be kept as a flat table of knobs, laid over another policy, and joined with what a later one sets.
 """
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
+from socket import socket
 from types import MappingProxyType
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -35,6 +36,7 @@ from gateway import (
     TimeoutPolicy,
     gather,
 )
+from gateway.admin import serve
 from gateway.demo import posters
 from gateway.demo.faults import FaultSwitch, Handler, answer, retry_after
 from gateway.demo.page import Page, finite
@@ -128,12 +130,19 @@ class Catalog:
     """The upstreams, what is asked of them, and the pages made of it.
 
     `ratings_url` may be those of several instances. `tell` is told what the page wants of them: `kill ratings-2`.
+    `admin`: where operators are listened to, if they are.
     """
 
     def __init__(
-        self, *, ratings_url: str | Sequence[str], info_url: str, tell: Callable[[str], object] | None = None
+        self,
+        *,
+        ratings_url: str | Sequence[str],
+        info_url: str,
+        tell: Callable[[str], object] | None = None,
+        admin: socket | None = None,
     ) -> None:
         self.gate = Gateway()
+        self._admin = admin
         ratings_urls = (ratings_url,) if isinstance(ratings_url, str) else tuple(ratings_url)
         ratings = self.gate.http("ratings", ratings_urls, policy=POLICY, http=HTTP)
         info = self.gate.http("info", info_url, policy=INFO_POLICY, http=HTTP)
@@ -158,6 +167,8 @@ class Catalog:
         app = web.Application(middlewares=[traced, errors])
         FaultSwitch().install(app)
         app.cleanup_ctx.append(self._open)
+        if self._admin is not None:
+            app.cleanup_ctx.append(self._administer)
         app.router.add_get("/catalog/{user_id}", self.page)
         app.router.add_get("/ratings/{user_id}", self.ratings)
         app.router.add_get("/movies/{movie_id}/poster", self.poster)
@@ -166,6 +177,10 @@ class Catalog:
 
     async def _open(self, _: web.Application) -> AsyncIterator[None]:
         async with self.gate:
+            yield
+
+    async def _administer(self, _: web.Application) -> AsyncIterator[None]:
+        async with await serve(self.gate, listening=self._admin):
             yield
 
     async def page(self, request: web.Request) -> web.Response:
@@ -277,9 +292,13 @@ def origin_headers(asked: list[Asked]) -> dict[str, str]:
 
 
 def create(
-    *, ratings_url: str | Sequence[str], info_url: str, tell: Callable[[str], object] | None = None
+    *,
+    ratings_url: str | Sequence[str],
+    info_url: str,
+    tell: Callable[[str], object] | None = None,
+    admin: socket | None = None,
 ) -> web.Application:
     """The service, telling the log what happens to its upstreams."""
-    catalog = Catalog(ratings_url=ratings_url, info_url=info_url, tell=tell)
+    catalog = Catalog(ratings_url=ratings_url, info_url=info_url, tell=tell, admin=admin)
     listen(catalog.gate)
     return catalog.create()

@@ -11,7 +11,7 @@ import sys
 from asyncio import FIRST_COMPLETED, Event, Task, create_task
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals
@@ -35,7 +35,8 @@ class ServiceEnded(Exception):
 class Service:
     """What one process is to serve: a socket that listens already, and the options of `gateway demo NAME`.
 
-    `instance` numbers those of which there are several, from 1; the others end when it does not.
+    `also`: other sockets that it gets. `instance` numbers those of which there are several, from 1; the others end when
+    it does not.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Service:
     options: Sequence[str]
     instance: int | None = None
     address: tuple[str, int] = ("", 0)
+    also: Sequence[socket] = ()
 
     @property
     def key(self) -> str:
@@ -50,15 +52,17 @@ class Service:
         return self.name if self.instance is None else f"{self.name}-{self.instance}"
 
     async def start(self) -> Process:
-        """Start the process. It has the socket; ours is closed, so that the port is free when the process ends."""
+        """Start the process. It has the sockets; ours are closed, so that the ports are free when the process ends."""
         listening = self.listening.fileno()
-        with self.listening:
+        with ExitStack() as ours:
+            for one in (self.listening, *self.also):
+                ours.enter_context(one)
             return await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-m", "gateway.cli", "demo", self.name, "--from-parent", str(listening), *self.options),
                 stdin=PIPE,
                 stdout=PIPE,
-                pass_fds=(listening,),
+                pass_fds=(listening, *(one.fileno() for one in self.also)),
                 process_group=0,  # Ctrl-C is ours to answer, for all of them
                 cwd=ROOT,  # where `-m` finds this very package, installed or not
             )

@@ -87,7 +87,18 @@ class Endpoint:
     """
 
     __slots__ = (
-        *("cost", "down_until", "drained", "ejected_until", "ejections", "held", "in_flight", "latency", "owner", "per"),
+        *(
+            "cost",
+            "down_until",
+            "drained",
+            "ejected_until",
+            "ejections",
+            "held",
+            "in_flight",
+            "latency",
+            "owner",
+            "per",
+        ),
         *("ramp_from", "reported_at", "seen", "seen_at", "state", "told", "url", "weight"),
     )
 

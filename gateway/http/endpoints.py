@@ -235,7 +235,7 @@ class Endpoints:
         self._settle(now)
 
     def restore(self, url: str) -> None:
-        """Send calls there again, few at first; KeyError if it is not in the list. What checks say of it still holds."""
+        """Send calls there again, few at first; KeyError if it is not in the list. What checks say still holds."""
         endpoint = self._all[url]
         if not endpoint.drained:
             return

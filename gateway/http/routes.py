@@ -157,7 +157,7 @@ class Routes:
         return not (request.idempotency_key is None or IDEMPOTENT[request.method] or self._policy.endpoints.share_keys)
 
     def _home(self, request: HttpRequest) -> Endpoint:
-        """The endpoint of a key: whatever its health, or a key would be new to another one. Those drained are no home."""
+        """The endpoint of a key: whatever its health, or a key would be new to another one. One drained is no home."""
         key = str(request.idempotency_key).encode()
         homes = [url for url in self._routes if not self.endpoints[url].drained]
         url = max(homes, key=lambda url: blake2b(url.encode(), key=blake2b(key).digest()).digest())

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 GATEWAY = (sys.executable, "-m", "gateway.cli")
-ANY_PORTS = ("--catalog-port", "0", "--info-port", "0", "--ratings-port", "0")
+ANY_PORTS = ("--catalog-port", "0", "--info-port", "0", "--ratings-port", "0", "--admin-port", "0")
 PATIENCE = 20.0
 
 

@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from socket import create_server, socket
 
+import click
 import pytest
+from click.core import ParameterSource
 
+from gateway import cli
+from gateway.demo.site import CannotListen
 from tests.edges.running import ANY_PORTS, GATEWAY, PATIENCE, ask, listens, running
 
 
@@ -80,15 +84,19 @@ def test_options_of_all_three_hold_for_one_alone() -> None:
 
 
 def test_the_demo_says_where_its_services_are_and_what_to_try() -> None:
-    with running("demo", *ANY_PORTS, "--host", "0.0.0.0", "--admin-port", "1") as demo:  # noqa: S104 - in a test
-        said = demo.said
+    with running("demo", *ANY_PORTS, "--host", "0.0.0.0") as demo:  # noqa: S104 - in a test
+        said, urls = demo.said, demo.urls
+        watched = demo.get("admin", "/state")
+        elsewhere = ask("GET", f"{urls['admin']}/state?token=1")
 
-    urls = demo.urls
-    assert said[:3] == [f"{name} ready {urls[name]}" for name in ("catalog", "info", "ratings")]
+    assert [one["name"] for one in watched.json["upstreams"]] == ["ratings", "info", "posters"]
+    assert elsewhere.status == 400
+    assert said[:4] == [f"{name} ready {urls[name]}" for name in ("catalog", "info", "ratings", "admin")]
+    assert urls["admin"].startswith("http://127.0.0.1:"), "without a token others do not reach it"
     assert any(f"curl 'http://127.0.0.1:{demo.ports['catalog']}/catalog/ada'" in line for line in said)
 
 
-@pytest.mark.parametrize("option", ["--catalog-port", "--info-port", "--ratings-port"])
+@pytest.mark.parametrize("option", ["--catalog-port", "--info-port", "--ratings-port", "--admin-port"])
 def test_a_port_that_is_taken_is_named_with_its_option(option: str, taken: int) -> None:
     told = gateway("demo", *ANY_PORTS, option, str(taken))
 
@@ -102,6 +110,38 @@ def test_a_port_that_is_taken_is_named_by_a_service_alone(taken: int) -> None:
 
     assert told.returncode == 1
     assert told.stderr == f"Error: port {taken} on 127.0.0.1 is taken; choose another with --port (0: any free)\n"
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_port_of_admin_is_another_one_where_nobody_asked_for_it(given: bool, taken: int) -> None:
+    options = {"host": "127.0.0.1", "admin_port": taken, "admin_from_parent": None}
+    with click.Context(cli.demo) as context:
+        context.set_parameter_source("admin_port", ParameterSource.COMMANDLINE if given else ParameterSource.DEFAULT)
+
+        if given:
+            with pytest.raises(CannotListen):
+                cli.listen_for_admin(**options)
+            return
+        with cli.listen_for_admin(**options) as listening:
+            assert listening.getsockname()[1] not in {0, taken}
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "near"),
+    [
+        ("0.0.0.0", "", "127.0.0.1"),  # noqa: S104 - that is the point
+        ("0.0.0.0", "secret", "0.0.0.0"),  # noqa: S104
+        ("127.0.0.1", "", "127.0.0.1"),
+    ],
+)
+def test_admin_is_reached_by_others_only_with_a_token(
+    host: str, token: str, near: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_ADMIN_TOKEN", token)
+    monkeypatch.delenv("GATEWAY_ADMIN_READ_TOKEN", raising=False)
+
+    with cli.listen_for_admin(host=host, admin_port=0, admin_from_parent=None) as listening:
+        assert listening.getsockname()[0] == near
 
 
 def test_a_port_is_free_again_at_once() -> None:

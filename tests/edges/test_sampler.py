@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway import BulkheadPolicy, Gateway, Operation, Policy, Static, Upstream
+from gateway import BulkheadPolicy, Gateway, Operation, Policy, RetryPolicy, Static, Upstream
 from gateway.admin.sampler import GENERATION, LOADS, NONE, SPARK, WINDOW, Buckets, Loads, Sampler, look_of, newest
 from gateway.counts import Histogram
 from gateway.testing import VirtualTimeLoop
@@ -313,3 +313,29 @@ async def test_two_hundred_upstreams_cost_little(gate: Gateway) -> None:
             best = min(best, time.thread_time() - began)
 
     assert best < 0.05
+
+
+@virtual
+async def test_what_memory_answers_needs_no_place_and_a_retry_does(gate: Gateway) -> None:
+    up = gate.upstream("up", policy=Policy(retry=RetryPolicy(attempts=2, wait=lambda _: 0.0)))
+    failures = iter([True, False])
+
+    @up.operation(idempotent=True, fresh_for=60.0)
+    async def remembered() -> int:
+        return 1
+
+    @up.operation(idempotent=True)
+    async def shaky() -> int:
+        if next(failures):
+            raise Boom
+        return 1
+
+    async with gate, sampling(gate) as sampler:
+        for _ in range(10):
+            await remembered()
+        await shaky()
+        await asyncio.sleep(1.05)
+        track = sampler.track(up)
+
+    assert track.spark[-1][0] == pytest.approx(11.0)
+    assert track.arrivals[-1] == pytest.approx(3.0)

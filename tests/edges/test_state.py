@@ -105,7 +105,9 @@ async def test_every_number_is_there_and_infinity_is_a_word() -> None:
     assert shown["adds_up"] is True
     assert [one["name"] for one in shown["operations"]] == ["stars", "shaky"]
     assert shown["operations"][1]["total"]["static"] == 1
-    assert shown["operations"][1]["memory"] is None
+    assert shown["operations"][1]["memory"] is shown["operations"][1]["ages"] is None
+    assert shown["operations"][0]["memory"]["entries"] == shown["operations"][0]["ages"]["count"] == 1
+    assert shown["operations"][0]["memory"]["store"] is None
     assert shown["endpoints"] is None
 
 

@@ -196,22 +196,13 @@ async def test_a_refusal_is_an_answer(gate: Gateway, stories: Stories, ratings: 
     assert story.steps[-1].ok
 
 
-# -- events of one call, as they are told where they have a number
+# -- events of one call
 
 
-class Numbered(AttemptFailed, frozen=True, kw_only=True):
-    call: int = 0
-
-
-class NumberedEnd(CallFinished, frozen=True, kw_only=True):
-    call: int = 0
-    age: float = 0.0
-
-
-def failed_try(number: int, *, call: int = 7, at: float = 1.0, text: str = "no answer within 0.300 s") -> Numbered:
+def failed_try(number: int, *, call: int = 7, at: float = 1.0, text: str = "no answer within 0.300 s") -> AttemptFailed:
     error = FailedTimeout(f"ratings.stars: {text}")
     error.waited_for = "read"
-    return Numbered(
+    return AttemptFailed(
         upstream="ratings",
         at=at,
         operation="stars",
@@ -223,9 +214,9 @@ def failed_try(number: int, *, call: int = 7, at: float = 1.0, text: str = "no a
     )
 
 
-def end(*, call: int = 7, source: Source | None = Source.LIVE, attempts: int = 2, error: Any = None) -> NumberedEnd:
+def end(*, call: int = 7, source: Source | None = Source.LIVE, attempts: int = 2, error: Any = None) -> CallFinished:
     outcome = Outcome.SUCCESS if source is Source.LIVE else Outcome.FAILED
-    return NumberedEnd(
+    return CallFinished(
         upstream="ratings",
         at=2.0,
         operation="stars",
@@ -267,6 +258,35 @@ def test_a_number_that_is_used_again_begins_anew(stories: Stories) -> None:
     stories.call_finished(end())
 
     assert "of another call" not in stories.of()[0].text
+
+
+def test_a_try_that_nobody_waited_for_is_not_taken_for_that_of_a_later_call(stories: Stories) -> None:
+    stories.attempt_failed(failed_try(1, at=0.5))  # of a refresh, say, which no call finished
+    stories.call_finished(end(source=None, attempts=1, error=Boom("down")))
+
+    assert stories.of()[0].tries == ()
+
+
+@virtual
+async def test_answers_from_memory_and_of_calls_in_flight_are_as_good_as_live(gate: Gateway, stories: Stories) -> None:
+    stories.plain_every = 1
+    stars = operation(gate.upstream("ratings"), fresh_for=60.0, coalesce=True, key=lambda *_, **__: "ada")
+
+    async with gate:
+        await asyncio.gather(stars(takes=0.1), stars(takes=0.1))
+        await asyncio.sleep(8.0)
+        await stars()
+
+    assert all(story.plain for story in stories.of())
+    assert texts(stories)[0] == "answered from memory, 8 s old and fresh"
+    assert "answered in 100 ms with an identical call in flight" in texts(stories)
+
+
+@virtual
+async def test_a_policy_that_changes_is_in_the_log(gate: Gateway, stories: Stories, ratings: Upstream) -> None:
+    ratings.tune_fields({"bulkhead.limit": 7})
+
+    assert line(stories) == ("policy", "ratings", "bulkhead.limit 1 -> 7")
 
 
 def test_calls_under_way_are_kept_within_bounds(stories: Stories) -> None:

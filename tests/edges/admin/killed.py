@@ -10,14 +10,15 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gateway import Gateway
 from gateway.admin.folding import fold_into
-from gateway.admin.journal import Journal
-from gateway.admin.tuning import By, Tuning
+from gateway.admin.journal import By, Journal
+from gateway.admin.tuning import Tuning
 
 FILE = "# ours\n[upstreams.ratings.bulkhead]\nlimit = 20  # a guess\n"
 ADA = By(who="ada", why="a test")
@@ -34,7 +35,7 @@ def gate_of(folder: Path, *, smallest: int) -> tuple[Gateway, Tuning]:
 
 
 async def tune(folder: Path, acknowledge: Any) -> None:
-    gate, tuning = gate_of(folder, smallest=SMALL)
+    _, tuning = gate_of(folder, smallest=SMALL)
     tuning.start()
 
     async def limit(number: int) -> None:
@@ -71,6 +72,13 @@ def die_at(step: int, *, torn: bool) -> Any:
     for name in STEPS:
         setattr(os, name, guarded(name, getattr(os, name)))
     return lambda: count
+
+
+def live(folder: Path, write: Callable[[bytes], int], step: int, *, torn: bool) -> None:
+    """What the child does, as long as it may."""
+    die_at(step, torn=torn)
+    asyncio.run(tune(folder, lambda number: write(bytes([number]))))
+    os._exit(0)
 
 
 def look(folder: Path, acknowledged: list[int]) -> None:
@@ -112,10 +120,7 @@ def main(folder: Path) -> None:
             child = os.fork()
             if not child:
                 os.close(reading)
-                real = os.write
-                die_at(step, torn=torn)
-                asyncio.run(tune(folder, lambda number: real(writing, bytes([number]))))
-                os._exit(0)
+                live(folder, partial(os.write, writing), step, torn=torn)
             os.close(writing)
             with os.fdopen(reading, "rb") as pipe:
                 acknowledged = list(pipe.read())
@@ -126,7 +131,7 @@ def main(folder: Path) -> None:
         if survived:
             break
         steps = step
-    print(steps)
+    sys.stdout.write(f"{steps}\n")
 
 
 if __name__ == "__main__":

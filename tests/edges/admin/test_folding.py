@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway import BulkheadPolicy, ConfigError, Policy
+from gateway.admin import folding
 from gateway.admin.folding import fold_into
 from gateway.config import load, loads
 from gateway.config.patch import laid_over
@@ -133,6 +134,19 @@ def test_a_value_of_the_environment_is_replaced_and_the_rest_stays(file: Path, m
     assert fold(file, "ratings", bulkhead__limit=40) == (
         '[upstreams.ratings.bulkhead]\nlimit = 40\nqueue = "${QUEUE}"\n'
     )
+
+
+def test_what_somebody_writes_meanwhile_is_not_overwritten(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def written_meanwhile(*_: Any) -> str:
+        file.write_text("# by hand\n" + FILE)
+        return FILE.replace("limit = 20", "limit = 40")
+
+    monkeypatch.setattr(folding, "folded", written_meanwhile)
+
+    with pytest.raises(ConfigError, match="somebody is writing it"):
+        fold(file, "ratings", bulkhead__limit=40)
+
+    assert file.read_text() == "# by hand\n" + FILE
 
 
 def test_a_link_stays_one_and_rights_stay_too(file: Path, tmp_path: Path) -> None:

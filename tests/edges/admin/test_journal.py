@@ -12,9 +12,10 @@ import msgspec
 import pytest
 
 from gateway import ConfigError
-from gateway.admin.journal import Journal, Record
+from gateway.admin.journal import By, Journal, Record
 from tests.edges.running import PATIENCE
 
+ADA = By(who="ada")
 ROOT = Path(__file__).parents[3]
 
 
@@ -24,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def kept(journal: Journal, upstream: str = "ratings", **tuned: object) -> Record:
-    record = journal.record("tune", upstream, who="ada", tuned=tuned)
+    record = journal.record("tune", upstream, ADA, tuned=tuned)
     journal.write(record)
     journal.take(record)
     return record
@@ -59,7 +60,7 @@ def test_what_was_written_is_found_again(path: Path) -> None:
 def test_a_record_that_changes_no_values_leaves_them(path: Path) -> None:
     journal = Journal(path)
     kept(journal, limit=1)
-    record = journal.record("isolate", "ratings", who="ada")
+    record = journal.record("isolate", "ratings", ADA)
     journal.write(record)
     journal.take(record)
     journal.close()
@@ -146,7 +147,7 @@ def test_a_write_that_fails_leaves_no_trace(path: Path, monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
-            journal.write(journal.record("tune", "ratings", who="ada", tuned={"limit": 2}))
+            journal.write(journal.record("tune", "ratings", ADA, tuned={"limit": 2}))
     assert path.read_bytes() == before
     kept(journal, limit=3)
     journal.close()
@@ -165,10 +166,10 @@ def test_a_file_that_cannot_be_mended_is_written_no_more(path: Path, monkeypatch
         patch.setattr(os, "fsync", broken)
         patch.setattr(os, "ftruncate", broken)
         with pytest.raises(OSError, match="Input"):
-            journal.write(journal.record("tune", "ratings", who="ada", tuned={"limit": 2}))
+            journal.write(journal.record("tune", "ratings", ADA, tuned={"limit": 2}))
 
     with pytest.raises(OSError, match="could not be mended"):
-        journal.write(journal.record("tune", "ratings", who="ada", tuned={"limit": 2}))
+        journal.write(journal.record("tune", "ratings", ADA, tuned={"limit": 2}))
     journal.close()
 
 

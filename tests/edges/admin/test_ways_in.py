@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from urllib.parse import quote
 
@@ -86,6 +88,18 @@ async def test_a_wrong_token_is_as_good_as_none(guarded: Admin, gate: Gateway, t
 @pytest.mark.parametrize("scheme", ["Basic", "Token", ""])
 async def test_a_token_counts_as_a_bearer_token_only(guarded: Admin, scheme: str) -> None:
     assert (await ask(guarded, "GET", "/state", Authorization=f"{scheme} {WRITE}".strip())).status == 401
+
+
+async def test_as_a_password_a_token_may_look_and_no_more(guarded: Admin, gate: Gateway) -> None:
+    """Hystrix' dashboard knows no other way."""
+    password = f"Basic {b64encode(f'ada:{WRITE}'.encode()).decode()}"
+
+    looked = await ask(guarded, "GET", "/state", Authorization=password)
+    written = await ask(guarded, "PATCH", POLICY, json_=PATCH, Authorization=password)
+    wrong = await ask(guarded, "GET", "/state", Authorization=f"Basic {b64encode(b'ada:x').decode()}")
+
+    assert (looked.status, written.status, wrong.status) == (200, 403, 401)
+    assert limit(gate) == 20
 
 
 async def test_two_tokens_are_none(guarded: Admin) -> None:
@@ -305,6 +319,13 @@ async def test_a_body_that_is_too_large_is_not_read(open_: Admin, gate: Gateway)
     assert reply.status == 413
     assert reply.headers["connection"] == "close"
     assert limit(gate) == 20
+
+
+async def test_a_body_that_says_it_is_too_large_is_not_waited_for(open_: Admin) -> None:
+    async with asyncio.timeout(2.0):
+        reply = await ask(open_, "PATCH", POLICY, Content_Length="1000000000", Content_Type="application/json")
+
+    assert reply.status == 413
 
 
 async def test_a_body_that_does_not_say_how_large_it_is_ends_at_the_limit(open_: Admin) -> None:

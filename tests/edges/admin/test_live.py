@@ -1,0 +1,210 @@
+"""The streams: composed once for all who look, while somebody looks; who does not keep up is let go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from gateway import Gateway
+from gateway.admin import live
+from gateway.admin.live import MOST, Stream
+from gateway.testing import assert_nothing_left
+from tests.edges.admin.asking import admin_of, ask
+from tests.edges.serving import served
+from tests.support import QUIET, gone
+
+pytestmark = pytest.mark.asyncio
+PATIENCE = 5.0
+
+
+class Viewer:
+    """Somebody who looks, or only holds the line."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
+        self.reader, self.writer = reader, writer
+        self.head = head.decode()
+
+    async def message(self) -> bytes:
+        async with asyncio.timeout(PATIENCE):
+            while not (line := await self.reader.readline()).startswith((b"data: ", b"ping:", b":")):
+                assert line, "the stream has ended"
+            return line
+
+    async def document(self) -> Any:
+        return json.loads((await self.message()).removeprefix(b"data: "))
+
+    async def rest(self) -> bytes:
+        async with asyncio.timeout(PATIENCE):
+            return await self.reader.read()
+
+
+@asynccontextmanager
+async def viewing(url: str, path: str = "/live") -> AsyncIterator[Viewer]:
+    port = int(url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**16)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        yield Viewer(reader, writer, await reader.readuntil(b"\r\n\r\n"))
+    finally:
+        writer.close()
+
+
+@asynccontextmanager
+async def stream_of(compose: Callable[[], Any], **settings: Any) -> AsyncIterator[tuple[Stream, str]]:
+    stream = Stream("test", compose, **{"every": 0.01, **settings})
+    app = web.Application()
+    app.router.add_get("/live", stream.show)
+    async with served(app) as url:
+        yield stream, url
+        await stream.close()
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+class Composer:
+    """Composes numbered messages."""
+
+    def __init__(self, size: int = 10) -> None:
+        self.number = 0
+        self.size = size
+
+    async def __call__(self) -> bytes:
+        self.number += 1
+        return b"data: %d %s\n\n" % (self.number, b"x" * self.size)
+
+
+async def test_the_document_comes_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gateway()
+    gate.upstream("ratings", policy=QUIET)
+    async with admin_of(gate) as admin:
+        admin._routes.live._every = 0.01
+        async with viewing(admin.url) as viewer:
+            first, second = await viewer.document(), await viewer.document()
+    assert "content-type: text/event-stream; charset=utf-8" in viewer.head.lower()
+    assert "content-security-policy: default-src 'none'" in viewer.head.lower()
+    assert first["upstreams"][0]["name"] == "ratings"
+    assert second["at"] > first["at"]
+    assert_nothing_left(gate)
+
+
+@pytest.mark.parametrize("path", ["/hystrix.stream", "/actuator/hystrix.stream"])
+async def test_hystrix_dashboard_gets_its_stream(path: str) -> None:
+    gate = Gateway()
+    ratings = gate.upstream("ratings", policy=QUIET)
+
+    @ratings.operation
+    async def stars() -> str:
+        return "5"
+
+    async with admin_of(gate) as admin:
+        admin._routes.hystrix._every = 0.01
+        async with viewing(admin.url, path) as viewer:
+            ping = await viewer.message()
+            await stars()
+            while (message := await viewer.message()) == ping:
+                pass
+    assert "content-type: text/event-stream;charset=utf-8" in viewer.head.lower()
+    assert ping == b"ping: \n"
+    assert json.loads(message.removeprefix(b"data: "))["name"] == "ratings.stars"
+    assert not gate.listeners.call_finished, "who has no such dashboard pays nothing for it"
+
+
+async def test_twenty_viewers_share_what_is_composed_once() -> None:
+    compose = Composer()
+    async with stream_of(compose, every=0.05) as (_, url), asyncio.TaskGroup() as group:
+
+        async def look() -> list[bytes]:
+            async with viewing(url) as viewer:
+                return [await viewer.message() for _ in range(3)]
+
+        seen = [group.create_task(look()) for _ in range(20)]
+        await asyncio.wait(seen)
+        assert compose.number <= 6
+    assert all(len(task.result()) == 3 for task in seen)
+
+
+async def test_nothing_is_composed_while_nobody_looks() -> None:
+    compose = Composer()
+    async with stream_of(compose) as (stream, url):
+        await asyncio.sleep(0.03)
+        assert compose.number == 0
+        async with viewing(url) as viewer:
+            await viewer.message()
+        await until(lambda: stream.viewers == 0)
+        seen = compose.number
+        await asyncio.sleep(0.03)
+        assert compose.number == seen
+        async with viewing(url) as viewer:
+            assert int((await viewer.message()).split()[1]) > seen
+
+
+async def test_a_later_viewer_sees_something_at_once() -> None:
+    compose = Composer()
+    async with stream_of(compose, every=3600) as (_, url), viewing(url) as first:
+        await first.message()
+        async with viewing(url) as second:
+            assert (await second.message()).startswith(b"data: 1 ")
+
+
+async def test_who_takes_nothing_is_let_go_and_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "PATIENCE", 0.04)
+    compose = Composer(size=2**20)
+    async with stream_of(compose) as (stream, url), viewing(url) as stuck:
+        async with viewing(url) as quick:
+            reading = asyncio.create_task(quick.rest())
+            await until(lambda: stream.viewers == 1)
+            at = compose.number
+            await until(lambda: compose.number > at + 3)
+            await gone(reading)
+        assert stuck.writer is not None
+        await until(lambda: stream.viewers == 0)
+
+
+async def test_a_message_that_cannot_be_composed_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    failures = [RuntimeError("no")]
+
+    async def compose() -> bytes:
+        if failures:
+            raise failures.pop()
+        return b"data: well\n\n"
+
+    async with stream_of(compose) as (_, url), viewing(url) as viewer:
+        assert await viewer.message() == b": it could not be composed\n"
+        assert await viewer.message() == b"data: well\n"
+    assert "could not be composed" in caplog.text
+
+
+async def test_there_are_only_so_many_viewers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "MOST", 1)
+    async with stream_of(Composer()) as (stream, url), viewing(url):
+        await until(lambda: stream.viewers == 1)
+        async with viewing(url) as second:
+            assert second.head.startswith("HTTP/1.1 503 ")
+    assert MOST == 100
+
+
+async def test_closing_the_server_lets_all_viewers_go() -> None:
+    gate = Gateway()
+    async with gate:
+        from gateway.admin import serve
+
+        admin = await serve(gate, port=0)
+        async with viewing(admin.url) as viewer, viewing(admin.url, "/hystrix.stream") as other:
+            await viewer.message()
+            async with asyncio.timeout(1.0):
+                await admin.close()
+            await viewer.rest()
+            await other.rest()
+        await admin.close()
+    with pytest.raises(OSError, match="onnect"):
+        await ask(admin, "GET", "/state")
