@@ -62,7 +62,9 @@ class PretendedUpstream:
     def step(self) -> None:
         asked = max(0, round(self.random.gauss(self.pace, self.pace**0.5)))
         ended = dict.fromkeys(ENDS, 0)
-        for _ in range(asked):
+        if not self.ill:
+            ended["live"] = asked
+        for _ in range(asked if self.ill else 0):
             kinds = {"hang": "last_good last_good last_good static rejected", "slow": "live live live last_good"}
             ended[self.random.choice(kinds.get(self.ill, "live").split())] += 1
         for end, count in ended.items():

@@ -9,34 +9,47 @@ import { confirmed } from "./dialogs.js";
 import { spelled } from "./words.js";
 
 const FIRST = ["bulkhead.limit", "bulkhead.queue", "bulkhead.max_wait", "timeout.call", "timeout.attempt", "retry.attempts", "breaker.failure_rate", "breaker.open_for", "breaker.enforce"];
+const BEHIND = 2500;  // milliseconds that the stream may be behind, and tell the version before once more
 const UNITS = { seconds: "s", bytes: "bytes", share: "0 to 1", count: "", number: "" };
 
 export class Tune {
   constructor({ name, refused, changed }) {
-    Object.assign(this, { name, refused, changed, rows: new Map(), etag: null, policy: {}, file: null, aside: null });
+    Object.assign(this, { name, refused, changed, rows: new Map(), etag: null, before: null, noticed: null, readAt: 0, policy: {}, file: null, aside: null });
     this.first = element("div", { class: "knobs" });
     this.rest = element("div", { class: "knobs" });
     this.find = element("input", { type: "search", placeholder: "Find a knob", "aria-label": "Find a knob", oninput: () => this.sift() });
     this.all = element("details", {}, element("summary", {}, "All knobs"), this.find, this.rest);
-    this.before = element("div", { class: "diff", "aria-live": "polite" });
+    this.diff = element("div", { class: "diff", "aria-live": "polite" });
     this.said = element("p", { class: "said", role: "alert", hidden: true });
     this.reload = element("button", { type: "button", class: "tool", hidden: true, onclick: () => this.read({ keep: true }) }, "Load what stands now");
     this.review = element("button", { type: "submit", class: "well", disabled: true }, "Review");
     this.undo = element("button", { type: "button", class: "tool", disabled: true, onclick: () => this.reset() }, "Undo all");
     this.form = element("form", { onsubmit: (event) => { event.preventDefault(); this.send(); } },
-      this.first, this.all, this.before, this.said, element("p", { class: "choices" }, this.reload, this.undo, this.review));
+      this.first, this.all, this.diff, this.said, element("p", { class: "choices" }, this.reload, this.undo, this.review));
     this.node = element("section", { class: "tune panel", "aria-label": "Tune", id: "tune" }, element("h2", {}, "Tune"),
       element("p", { class: "soft small" }, "Nothing in flight is lost. Seconds, or 300ms; inf for no limit; none where it may be left out; empty for the default."), this.form);
     this.read();
   }
 
+  /** The stream tells the version that holds now. A form that nobody types in follows it; else it is said. */
+  follow(etag) {
+    if (!this.etag || etag === this.etag || this.reading) return;
+    if (etag === this.before && performance.now() - this.readAt < BEHIND) return;
+    if (!this.edited().length) return this.read();
+    if (etag === this.noticed) return;
+    this.noticed = etag;
+    this.tell("Somebody else changed this upstream while you were at it. What you typed is still here. Load what stands now, and look.", true);
+  }
+
   /** Ask for the policy as it stands. `keep`: what is being typed stays. */
   async read({ keep = false } = {}) {
+    this.reading = true;
     try {
       const { content, etag } = await ask(`${named(this.name)}/policy?knobs=1`);
       const before = this.policy;
       this.policy = content.policy;
-      this.etag = etag;
+      if (etag !== this.etag) Object.assign(this, { before: this.etag, etag, noticed: null });
+      this.readAt = performance.now();
       this.file = content.file || null;
       this.aside = content.aside || null;
       if (!this.rows.size) this.build(content.knobs);
@@ -50,7 +63,7 @@ export class Tune {
       this.tell("");
       this.reload.hidden = true;
       this.compare();
-    } catch (error) { this.refused(error); this.tell(error.message); }
+    } catch (error) { this.refused(error); this.tell(error.message); } finally { this.reading = false; }
   }
 
   build(knobs) {
@@ -80,7 +93,7 @@ export class Tune {
   compare() {
     const edited = this.edited();
     for (const row of this.rows.values()) set(row.node, "data-edited", String(row.value() !== row.now));
-    this.before.replaceChildren(...(edited.length ? [changes(edited)] : []));
+    this.diff.replaceChildren(...(edited.length ? [changes(edited)] : []));
     this.review.disabled = this.undo.disabled = !edited.length;
   }
 

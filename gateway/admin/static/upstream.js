@@ -4,7 +4,7 @@ import { ask, named } from "./link.js";
 import { element, keyed, set, write } from "./dom.js";
 import { confirmed } from "./dialogs.js";
 import { SECONDS, chart, histogram, poolBar, poolWords, shareBar, shareWords, sparkline } from "./draw.js";
-import { CIRCUITS, ENDPOINTS, LEVELS, MARKS, NAMES, bytes, ends, grouped, judged, long, number, percent, plural, rate, seconds, shares, spelled } from "./words.js";
+import { CIRCUITS, ENDPOINTS, LEVELS, MARKS, NAMES, ends, grouped, judged, long, number, percent, plural, rate, seconds, shares, spelled } from "./words.js";
 import { eventLog } from "./log.js";
 import { Tune } from "./tune.js";
 import { Why } from "./why.js";
@@ -51,7 +51,7 @@ export class UpstreamPage {
     this.circuitMore = element("p", { class: "soft small" });
     this.circuits = element("ul", { class: "circuits" });
     this.more = element("p", { class: "soft small" });
-    this.times = table(["", "calls", "mean", "p50", "p90", "p99", "max"], "How long it takes, last 10 s");
+    this.times = table(["", "calls", "p50", "p90", "p99", "max"], "How long it takes, last 10 s");
     this.operations = table(["operation", "calls/s", "answers", "p50", "p99", "memory"], "Operations");
     this.counts = table(["how calls ended", "a second", "in all"], "Counters");
     this.sums = element("p", { class: "small sums" });
@@ -125,6 +125,7 @@ export class UpstreamPage {
     write(this.mark, LEVELS[level][0]);
     write(this.reason, `${reason} · ${told.kind === "http" ? "HTTP" : "functions"}`);
     keyed(this.warnings, told.warnings, { key: (text) => text, make: (text) => ({ node: element("li", {}, "▲ ", text) }) });
+    this.tune.follow(told.etag);
     this.showDrift(told);
     this.showButtons(told, document);
     this.spark.show(told, `Calls of ${this.name} in the last minute`);
@@ -138,7 +139,7 @@ export class UpstreamPage {
     const limit = number(this.tune.policy.timeout?.attempt ?? Infinity);
     this.timeChart.show(past.map(({ p50, p99 }) => ({ values: [p50, p99], limit })), { least: 0.001, label: `p50 ${seconds(latency.p50)}, p99 ${seconds(latency.p99)}` });
     this.times.show([["upstream", latency], ["in the queue", waits]].map(([name, one]) =>
-      [name, grouped(one.count), ...["mean", "p50", "p90", "p99", "max"].map((which) => one.count ? seconds(one[which]) : "–")]));
+      [name, grouped(one.count), ...["p50", "p90", "p99", "max"].map((which) => one.count ? seconds(one[which]) : "–")]));
     this.operations.show(told.operations.map((operation) => this.operation(operation)));
     const total = { ...told.total };
     this.counts.show([["asked", rate(rates.asked), grouped(total.asked)],
@@ -223,7 +224,7 @@ export class UpstreamPage {
   operation({ name, window: { rates, latency }, memory, adds_up: sums }) {
     const share = shares(rates), ended = ends(rates);
     const told = Object.keys(NAMES).filter((kind) => ended[kind]).map((kind) => `${MARKS[kind]} ${NAMES[kind]} ${percent(share[kind])}`).join(", ");
-    const kept = memory ? `${plural(memory.entries, "answer")}, ${bytes(memory.bytes)}` : "–";
+    const kept = memory ? `${grouped(memory.entries)} kept` : "–";
     return [sums ? name : `✕ ${name}: does not add up`, rate(rates.asked), told || "–", latency.count ? seconds(latency.p50) : "–", latency.count ? seconds(latency.p99) : "–", kept];
   }
 

@@ -59,11 +59,6 @@ export function percent(share) {
   return `${Math.min(99, Math.round(share * 100))} %`;
 }
 
-export function bytes(value) {
-  if (value < 1024) return `${value} B`;
-  return value < 1048576 ? `${(value / 1024).toFixed(1)} KiB` : `${(value / 1048576).toFixed(1)} MiB`;
-}
-
 /** A value of a knob as it stands in a policy file. */
 export function spelled(value) {
   if (value === null || value === undefined) return "none";

@@ -140,6 +140,11 @@ async def test_wrong_values_are_told_where_they_stand_and_nothing_is_applied(bro
 async def test_of_two_operators_the_second_is_told_what_the_first_did_and_loses_nothing(browser) -> None:
     world = World()
     async with looking(browser, world, "/#/upstreams/ratings") as (tab, admin):
+        await tab.until("document.querySelector('.knob')")
+        world.ratings.tune_fields({"bulkhead.queue": 11})
+        await tab.until("document.getElementById('knob-bulkhead.queue').value === '11'", 5)
+        world.ratings.tune_fields({"bulkhead.queue": 10})
+        await tab.until("document.getElementById('knob-bulkhead.queue').value === '10'", 8)
         await put(tab, "bulkhead.limit", "40")
         other = await ask(
             admin, "PATCH", "/upstreams/ratings/policy", json_={"bulkhead": {"limit": 7, "queue": 3}}, If_Match="*"
