@@ -157,7 +157,7 @@ function upstreamRow({ name }) {
 
 /** One sentence on all of them, for the head of the page and the title of the tab. */
 export function verdict({ upstreams }) {
-  const ill = upstreams.map((upstream) => ({ name: upstream.name, ...judged(upstream) })).sort((one, other) => other.level - one.level);
+  const ill = upstreams.map((upstream) => ({ name: upstream.name, ...judged(upstream) })).sort((one, other) => other.level - one.level || inOrder(one.name, other.name));
   const worst = ill[0]?.level || 0, some = ill.filter(({ level }) => level >= 2);
   if (!upstreams.length) return { level: 0, text: "No upstream is registered yet" };
   if (!some.length) {
