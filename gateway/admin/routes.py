@@ -32,7 +32,7 @@ from urllib.parse import unquote
 import msgspec
 from aiohttp import web
 
-from gateway.admin.auth import Role, remote_of
+from gateway.admin.auth import Role
 from gateway.admin.folding import fold_into
 from gateway.admin.hystrix import HEADERS as OF_HYSTRIX
 from gateway.admin.hystrix import INTERVAL, PING, Hystrix
@@ -375,7 +375,7 @@ def by(request: web.Request) -> By:
     """Who wants it, as far as he says so."""
     name = said(request, "X-Gateway-Operator", LONGEST_NAME)
     why = said(request, "X-Gateway-Reason", LONGEST_REASON)
-    return By(who=name or "somebody", role=request[ROLE], remote=remote_of(request), why=why)
+    return By(who=name or "somebody", role=request[ROLE], remote=request.remote or "", why=why)
 
 
 def said(request: web.Request, header: str, longest: int) -> str:
