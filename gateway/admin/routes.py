@@ -100,7 +100,9 @@ class Routes:
         self.tuning = tuning
         self.live = Stream("live", self._message)
         self._hystrix = Hystrix(gate, state.sampler)
-        self.hystrix = Stream("hystrix", self._commands, every=INTERVAL, kind=KIND, on_end=self._hystrix.leave)
+        self.hystrix = Stream(
+            "hystrix", self._commands, every=INTERVAL, kind=KIND, packed=False, on_end=self._hystrix.leave
+        )
         self._metrics = Metrics(gate, lag=lambda: state.sampler.lag[0])
         self.streams = (self.live, self.hystrix)
 
