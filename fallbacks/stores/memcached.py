@@ -70,6 +70,9 @@ class MemcachedStore(BaseCache):
         except ImportError as error:
             remedy = "pip install 'async-worker-gateway[memcached]'"
             raise ImportError(f"MemcachedStore needs emcache, which is not installed: {remedy}") from error
+        theirs = logging.getLogger("emcache")
+        if theirs.level == logging.NOTSET:  # a line for every call whose caller left; who wants them sets a level
+            theirs.setLevel(logging.ERROR)
         checked_namespace(namespace)
         if not host:
             raise ValueError("MemcachedStore host: it is empty; give a name or an address")
