@@ -71,13 +71,11 @@ ARGUMENTS: list[Any] = [
     *(datetime(2026, 1, 1, tzinfo=ZoneInfo("Europe/Paris")), Colour.RED, Bits(9), (1, ("a", 2.5))),
     *(Film("Alien", 1979.0), Seat(3, Film("Alien", 1979.0)), 10**5000, "\ud800"),
 ]
-HERE = "\n".join(
-    (
-        "import tests.parts.test_spelling as here",
-        "from fallbacks.spelling import spelled",
-        "print(*[spelled(here.key_of(value)) for value in here.ARGUMENTS], sep=chr(10))",
-    )
-)
+HERE = """
+import tests.parts.test_spelling as here
+from fallbacks.spelling import spelled
+print(*[spelled(here.key_of(value)) for value in here.ARGUMENTS])
+"""
 
 
 def one(what: Any) -> None: ...
