@@ -20,7 +20,7 @@ import pytest_asyncio
 
 from fallbacks.behind import Behind
 from fallbacks.stores import SQLiteStore
-from fallbacks.stores.sqlite import BUSY_MS, LONG_EXPIRED, SWEEP
+from fallbacks.stores.sqlite import BUSY_MS, INHERITED, LONG_EXPIRED, SWEEP
 from fallbacks.wall import WallClock
 from tests.clock import Clock
 from tests.support import gone, steps
@@ -503,6 +503,9 @@ async def test_a_fork_has_a_connection_of_its_own(store: SQLiteStore) -> None:
     assert store._executor is not executor
     assert executor is not None
     executor.shutdown()
+    inherited = INHERITED.pop()
+    assert inherited is not None
+    inherited.close()
 
 
 PROCESS = """
@@ -532,7 +535,7 @@ async def test_several_processes_share_one_new_file(path: Path, make: Make) -> N
 
 
 async def test_a_writer_that_is_killed_leaves_a_file_that_opens_and_says_nothing_wrong(path: Path) -> None:
-    command = [sys.executable, "-m", "tests.edges.killed", str(path), KILLS, "7"]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.edges.killed", str(path), KILLS, "7"]
 
     ended = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
 
