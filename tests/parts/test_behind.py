@@ -139,9 +139,20 @@ async def test_writes_of_one_key_are_one_the_last_and_all_go_together(store: Sto
 async def test_many_are_written_in_batches(store: Store, behind: Behind) -> None:
     for number in range(PENDING_WRITES):
         behind.write(number, "v")
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            await sleep(0)
+            turns += 1
+
+    turning = create_task(turn())
     await behind.flush()
+    await gone(turning)
 
     assert [len(batch) for batch in store.batches] == [BATCH] * (PENDING_WRITES // BATCH)
+    assert turns >= PENDING_WRITES // BATCH  # the store never waits: the loop has its turn all the same
 
 
 async def test_large_values_go_in_smaller_batches(store: Store, behind: Behind) -> None:
@@ -438,6 +449,7 @@ async def test_a_tombstone_from_a_clock_ahead_voids(store: Store, behind: Behind
     store._cache[behind.tombstone("op")] = wrap(None, 1_000_100.0)
 
     assert await behind.read("k", within="op") is None
+    assert behind.undecodable == 0
 
 
 # -- a store that is out of order
@@ -507,6 +519,50 @@ async def test_a_try_that_comes_to_nothing_leaves_the_next_one_free(store: Store
 
     assert len(store.gets) == asked + 1
     assert not behind.resting
+
+
+async def test_a_writer_that_is_cancelled_while_it_tries_leaves_the_next_one_free(store: Store, behind: Behind) -> None:
+    store.error = Boom()
+    for _ in range(FAILURES):
+        await behind.read("k")
+    store.error, store.delay = None, 0.5
+    behind.write("a", 1)
+    await sleep(REST + 0.1)
+    behind.write("a", 2)
+    await sleep(2 * LINGER)
+    assert behind._writer is not None
+
+    await gone(behind._writer)
+    await behind.read("k")
+
+    assert len(store.gets) == FAILURES + 1
+    assert not behind.resting
+    behind.stop()
+
+
+async def test_what_cannot_be_encoded_does_not_speak_for_the_store(store: Store, behind: Behind) -> None:
+    store.error = Boom()
+    for _ in range(FAILURES - 1):
+        await behind.read("k")
+    behind.write("a", object())
+    await behind.flush()
+    await behind.read("k")
+
+    assert behind.resting
+
+
+async def test_batches_grow_again_after_a_failure(store: Store, behind: Behind) -> None:
+    store.error = Boom()
+    for number in range(500):
+        behind.write(number, number)
+    await behind.read("k")
+    writing = create_task(behind.flush())
+    while not store.batches:
+        await sleep(0)
+    store.error = None
+    await writing
+
+    assert [len(batch) for batch in store.batches] == [200, 14, 196, 200, 90]
 
 
 async def test_writes_wait_while_the_store_rests_and_go_on_by_themselves(store: Store, behind: Behind) -> None:
@@ -610,6 +666,19 @@ async def test_a_newer_value_wins_over_one_that_is_put_back(store: Store, behind
     assert (await behind.read("b"))[0] == "only"  # type: ignore[index]
 
 
+async def test_what_is_put_back_goes_first(store: Store, behind: Behind) -> None:
+    store.delay, store.error = 0.1, Boom()
+    behind.write("a", 1)
+    behind.write("b", 1)
+    await sleep(2 * LINGER)
+    behind.write("c", 1)
+    await sleep(0.09)
+    store.delay, store.error = 0.0, None
+    await behind.flush()
+
+    assert store.batches[-1] == [name("a"), name("b"), name("c")]
+
+
 # -- ends
 
 
@@ -657,8 +726,10 @@ async def test_stopping_ends_the_timer_that_would_write(store: Store, behind: Be
     behind.write("k", "v")
 
     behind.stop()
+    timers = [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
     await sleep(1.0)
 
+    assert timers == []
     assert store.batches == []
 
 
