@@ -274,10 +274,37 @@ async def test_who_leaves_a_write_leaves_nothing_behind(store: MemcachedStore) -
     assert set(await store.multi_get([str(n) for n in range(20)])) == {b"last"}
 
 
+async def test_a_write_waits_for_those_before_it(store: MemcachedStore) -> None:
+    await store.set("k", b"old")
+
+    async with store.turn:  # as of one whose caller has left
+        writing = [asyncio.create_task(store.set("k", b"new")), asyncio.create_task(store.delete("other"))]
+        await asyncio.sleep(0.03)
+        meanwhile = await store.get("k")
+
+    await asyncio.gather(*writing)
+    assert meanwhile == b"old"
+    assert await store.get("k") == b"new"
+
+
 async def test_of_one_key_in_a_batch_the_last_value_stays(store: MemcachedStore) -> None:
     for _ in range(20):
         await store.multi_set([("k", b"%d" % number) for number in range(8)])
         assert await store.get("k") == b"7"
+
+
+async def test_of_a_batch_whose_caller_left_no_more_is_begun(store: MemcachedStore, server: Server) -> None:
+    await store.set("first", b"v")
+    server.send(signal.SIGSTOP)
+    writing = asyncio.create_task(store.multi_set([(str(number), b"v") for number in range(50)]))
+    await asyncio.sleep(0.03)
+    await gone(writing)
+    server.send(signal.SIGCONT)
+    await store.set("last", b"v")
+
+    held = await store.multi_get([str(number) for number in range(50)])
+
+    assert sum(value is not None for value in held) <= store.connections
 
 
 async def test_many_at_once_share_few_connections(store: MemcachedStore) -> None:

@@ -100,6 +100,7 @@ async def test_it_does_what_aiocache_asks_of_a_backend(store: SQLiteStore) -> No
     await store.set("text", b"x")
     with pytest.raises(TypeError, match="no whole number"):
         await store.increment("text")
+    await store.set("after", b"v")  # what failed is no longer under way
     assert await store.expire("n", 60)
     assert not await store.expire("none", 60)
     assert [await store.delete("n"), await store.delete("n")] == [1, 0]
@@ -320,6 +321,21 @@ async def test_a_file_that_is_corrupted_while_it_is_open_is_begun_anew(store: SQ
         await store.set("new", b"v")
 
     assert await store.get("new") == b"v"
+
+
+async def test_a_fresh_file_that_another_process_has_begun_meanwhile_is_not_moved(
+    store: SQLiteStore, path: Path
+) -> None:
+    await store.set("k", b"v")
+
+    def recover(database: sqlite3.Connection) -> None:
+        store._file = (0, 0)  # the one that was corrupt, and is not there any more
+        store._move_aside(sqlite3.DatabaseError("malformed"))
+
+    await store._in_thread(recover)
+
+    assert await store.get("k") == b"v"
+    assert [one.name for one in path.parent.iterdir() if "corrupt" in one.name] == []
 
 
 async def test_a_file_that_is_moved_or_deleted_while_it_is_open_is_made_anew(store: SQLiteStore, path: Path) -> None:
