@@ -118,6 +118,19 @@ async def test_a_call_that_queued_and_was_answered_by_last_good(
 
 
 @virtual
+async def test_a_live_call_that_queued_is_always_told(gate: Gateway, stories: Stories, ratings: Upstream) -> None:
+    stars = operation(ratings)
+
+    async with gate:
+        await asyncio.gather(stars(takes=0.1), stars(takes=0.1))
+
+    queued = [story for story in stories.of() if not story.plain]
+    assert [story.text for story in queued] == [
+        "queued 100 ms; circuit closed; attempt 1: answered; answered live in 200 ms"
+    ]
+
+
+@virtual
 async def test_why_there_was_no_further_try_is_told(gate: Gateway, stories: Stories) -> None:
     budget = BudgetPolicy(ratio=0.0, minimum=0.001, burst=1)
     policy = Policy(breaker=NEVER_OPENS, retry=RetryPolicy(attempts=2, wait=lambda _: 0.0, budget=budget))
@@ -321,7 +334,7 @@ async def test_texts_of_errors_can_be_left_out(gate: Gateway, ratings: Upstream)
     stories = Stories(gate, clock=lambda: 0.0, errors=False)
     stories.listen()
 
-    async def broken(error: Exception, *_: Any, **__: Any) -> str:
+    async def broken(why: Exception, /, *_: Any, **__: Any) -> str:
         raise Boom(SECRET)
 
     stars = operation(ratings)
@@ -332,6 +345,7 @@ async def test_texts_of_errors_can_be_left_out(gate: Gateway, ratings: Upstream)
         await ended(stars(error=Refused(SECRET)))
 
     assert len(texts(stories)) == 2
+    assert "broken failed" in texts(stories)[1]
     assert SECRET not in "".join(f"{story!r} {story.text}" for story in stories.of())
     stories.leave()
 
