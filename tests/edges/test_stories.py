@@ -28,7 +28,7 @@ from gateway import (
     TimeoutPolicy,
     Upstream,
 )
-from gateway.admin.stories import KEPT, KEPT_PLAIN, LINES, LONGEST, UNDER_WAY, Stories, changed, short, spell
+from gateway.admin.stories import A_SECOND, KEPT, KEPT_PLAIN, LINES, LONGEST, UNDER_WAY, Stories, changed, short, spell
 from tests.support import NEVER_OPENS, ONE_TRY, Boom, ended, gone
 
 virtual = pytest.mark.virtual_time
@@ -401,6 +401,34 @@ def test_one_upstream_drives_no_others_stories_out(stories: Stories) -> None:
     assert ids == sorted(ids, reverse=True)
     assert len(ids) == 10
     assert stories.of("nobody") == []
+
+
+def test_of_a_flood_a_hundred_a_second_are_told(stories: Stories) -> None:
+    def fails(at: float, call: int) -> None:
+        error = Boom("down")
+        stories.attempt_failed(
+            AttemptFailed(
+                upstream="loud", at=at, operation="op", attempt=1, outcome=Outcome.FAILED, error=error, duration=0.1,
+                call=call,
+            )
+        )  # fmt: skip
+        stories.call_finished(
+            CallFinished(
+                upstream="loud", at=at, operation="op", outcome=Outcome.FAILED, source=None, duration=0.1,
+                waited=0.0, attempts=1, error=error, call=call,
+            )
+        )  # fmt: skip
+
+    for number in range(1000):
+        fails(5.0 + number / 1001, number)
+    told = stories.of("loud", 10_000)
+    fails(6.5, 7)
+
+    assert len(told) == A_SECOND
+    assert told[0].at < 5.2
+    assert stories.of("loud", 1)[0].at == 6.5
+    assert len(stories.of("loud", 1)[0].tries) == 1
+    assert not stories._under_way
 
 
 # -- the log
