@@ -177,7 +177,7 @@ class Behind:
         """Start a writer in a while."""
         loop = get_running_loop()
         if self._loop is not None:  # it was closed under its writer
-            self._put_back(self._batch)
+            self._put_back()
             self._writer = None
         self._loop = loop
         self._timer = loop.call_later(seconds, self._start, context=Context())
@@ -206,7 +206,7 @@ class Behind:
                     await self._hand_over(batch)
                 finally:
                     if self._writer is me:
-                        self._put_back(batch)  # what was not handed over: nothing, unless it failed or was cancelled
+                        self._put_back()  # what was not handed over: nothing, unless it failed or was cancelled
         finally:
             if self._writer is me:
                 self._writer = self._loop = None
@@ -224,11 +224,9 @@ class Behind:
             batch[key] = write
         return batch
 
-    def _put_back(self, batch: dict[Hashable, Write]) -> None:
+    def _put_back(self) -> None:
         """What of a batch is not in the store goes back to the front, unless there is newer."""
-        if batch is not self._batch:  # `stop` has given it up
-            return
-        self._batch = {}
+        batch, self._batch = self._batch, {}
         for key, write in reversed(batch.items()):
             if key not in self._pending:
                 self._pending[key] = write
@@ -303,10 +301,9 @@ class Behind:
         while (self._pending or self._batch) and (left := over_at - loop.time()) > 0:
             if self._loop is not loop:
                 self._start_in(0.0)
-            errors = self.errors
             self._rested_at = -inf  # this is the moment for a try
             await asyncio.wait({self._start()}, timeout=left)
-            if self.resting or (self.errors > errors and self._most == 1):
+            if self.resting:
                 return
 
     def stop(self) -> None:

@@ -26,8 +26,20 @@ MIB = 1024 * 1024
 MOST_DRIVEN_OUT = 1_000
 """A value that would drive out more others than this is not kept: to forget them takes the loop's time, too."""
 
-Entry = tuple[Any, float, int, bool]
-"""Value, when it was live, its bytes, and whether it is immutable, so that everybody may have this very one."""
+
+class Entry:
+    """A value, when it was live, its bytes, and whether it is immutable, so that everybody may have this very one.
+
+    Overwritten in place when the same call is answered again: that is what happens most of all.
+    """
+
+    __slots__ = ("at", "shared", "size", "value")
+
+    def __init__(self, value: Any, at: float, size: int, shared: bool) -> None:  # noqa: FBT001 - private
+        self.value = value
+        self.at = at
+        self.size = size
+        self.shared = shared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,34 +130,21 @@ class LastGood:
         """What stands behind it: the store, and what is known of it."""
         return self._behind
 
-    def remember(
-        self,
-        key: Hashable,
-        value: Any,
-        now: float,
-        *,
-        size_of: Callable[[Any], int] = size_of,
-        kind: Any = Any,
-    ) -> None:
-        """Keep a live value; memory at once, the store behind. A call without a key is nobody's: it is not kept.
-
-        `size_of` tells its bytes, `kind` is its type as it was declared: what comes back from a store is made that.
-        """
-        if key is None:
-            return
+    def remember(self, key: Hashable, value: Any, now: float) -> None:
+        """Keep a live value; memory at once, the store behind. A call without a key is nobody's: it is not kept."""
         of = type(value)
-        if of in ATOMS:
-            plain = of is bytes or (of is str and value.isascii())  # the commonest, and this is on every call's way
-            size = len(value) if plain and size_of is USUAL_SIZE else size_of(value)
-            entry = (value, now, size, True)
-        elif not self._copy:
-            entry = (value, now, size_of(value), True)
+        if (of is str and value.isascii()) or of is bytes:  # the commonest, and this is on every call's way
+            self._put(key, value, now, len(value), True, Any)
+        else:
+            self.remember_as(key, value, now, size_of, Any)
+
+    def remember_as(self, key: Hashable, value: Any, now: float, size_of: Callable[[Any], int], kind: Any) -> None:
+        """The same; `size_of` tells its bytes, `kind` the declared type that it is made when it comes from a store."""
+        if type(value) in ATOMS or not self._copy:
+            self._put(key, value, now, size_of(value), True, kind)
         else:
             mine = copied(value)
-            entry = (mine, now, size_of(mine), mine is value)
-        self._put(key, entry)
-        if self._behind is not None:
-            self._behind.write(key, entry[0], kind, entry[2])
+            self._put(key, mine, now, size_of(mine), mine is value, kind)
 
     def recall(
         self, key: Hashable, now: float, max_age: float = inf, *, kind: Any = Any, operation: str = ""
@@ -160,15 +159,14 @@ class LastGood:
         if entry is None:
             self.misses += 1
             return None
-        value, at, _, shared = entry
-        age = now - at
+        age = now - entry.at
         if not 0.0 <= age <= self.max_age or age > max_age:
             self.too_old += 1
             return None
         self.hits += 1
         if key in self._entries:  # not one that is too large to be kept
             self._entries.move_to_end(key)
-        return (value if shared else copied(value)), age
+        return (entry.value if entry.shared else copied(entry.value)), age
 
     def answer(self, question: Question, /) -> Answer[Any] | Awaitable[Answer[Any] | None] | None:
         """The last good value, with its age."""
@@ -186,7 +184,7 @@ class LastGood:
         """Forget one answer, in the store too; whether memory had it."""
         entry = self._entries.pop(key, None)
         if entry is not None:
-            self._bytes -= entry[2]
+            self._bytes -= entry.size
         if self._behind is None:
             return entry is not None
         frozen = self._frozen and self._thaw(self._behind, key)
@@ -200,7 +198,7 @@ class LastGood:
         """
         keys = [key for key in self._entries if meant(key)]
         for key in keys:
-            self._bytes -= self._entries.pop(key)[2]
+            self._bytes -= self._entries.pop(key).size
         if self._behind is not None:
             self._frozen.clear()
             self._frozen_bytes = 0
@@ -238,28 +236,43 @@ class LastGood:
         if self._behind is not None:
             self._behind.stop()
 
-    def _put(self, key: Hashable, entry: Entry) -> None:
+    def _put(self, key: Hashable, value: Any, now: float, size: int, shared: bool, kind: Any) -> None:  # noqa: FBT001, PLR0917 - private
         entries = self._entries
-        old = entries.get(key)
-        entries[key] = entry
-        if old is not None:
+        entry = entries.get(key)
+        if entry is not None and entry.size == size:
+            entry.value, entry.at, entry.shared = value, now, shared
             entries.move_to_end(key)
-            if old[2] == entry[2]:
-                return
-            self._bytes -= old[2]
-        self._bytes += entry[2]
-        if entry[2] > self.max_bytes:  # it would not fit alone, and need not drive out the rest
+        elif key is None:
+            return
+        else:
+            self._insert(key, Entry(value, now, size, shared), entry)
+        if self._behind is not None:
+            self._behind.write(key, value, kind, size)
+
+    def _insert(self, key: Hashable, entry: Entry, old: Entry | None) -> None:
+        """A new entry, in the place of an old one if there was any."""
+        self._entries[key] = entry
+        if old is not None:
+            self._entries.move_to_end(key)
+            self._bytes -= old.size
+        self._bytes += entry.size
+        self._make_room(key, entry.size)
+
+    def _make_room(self, key: Hashable, size: int) -> None:
+        """For a new entry of this size: the least recently used go."""
+        entries = self._entries
+        if size > self.max_bytes:  # it would not fit alone, and need not drive out the rest
             del entries[key]
-            self._bytes -= entry[2]
+            self._bytes -= size
         driven_out = 0
         while len(entries) > self.max_entries or self._bytes > self.max_bytes:
             if driven_out == MOST_DRIVEN_OUT:
                 del entries[key]
-                self._bytes -= entry[2]
+                self._bytes -= size
                 driven_out += 1
                 continue
             _, oldest = entries.popitem(last=False)
-            self._bytes -= oldest[2]
+            self._bytes -= oldest.size
             driven_out += 1
         self.evicted += driven_out
         if self._frozen:
@@ -291,23 +304,22 @@ class LastGood:
             self._frozen_bytes -= len(frozen.pop(next(iter(frozen))))
 
     async def _from_store(self, behind: Behind, question: Question) -> Answer[Any] | None:
-        before = self._entries.get(question.key)
+        entry = self._entries.get(question.key)
+        before = None if entry is None else entry.at
         found = await behind.read(question.key, question.kind, question.operation)
         if found is None:
             return None
         value, age, stored_at = found
         if age > self.max_age:
             return None
-        if self._entries.get(question.key) is before:  # else a live one came meanwhile, and stays
+        now = self._entries.get(question.key)
+        if now is entry and (now is None or now.at == before):  # else a live one came meanwhile, and stays
             entry = self._kept(question.key, value, question.now - age)
-            value = entry[0] if entry[3] else copied(entry[0])
+            value = entry.value if entry.shared else copied(entry.value)
         return Answer(value, Source.LAST_GOOD, age, question.error, stored_at)
 
     def _kept(self, key: Hashable, value: Any, at: float) -> Entry:
         """An entry made of what came out of the store: nobody else has it yet."""
-        entry = (value, at, size_of(value), not self._copy or copied(value) is value)
-        self._put(key, entry)
+        entry = Entry(value, at, size_of(value), not self._copy or copied(value) is value)
+        self._insert(key, entry, self._entries.get(key))
         return entry
-
-
-USUAL_SIZE = size_of

@@ -79,6 +79,8 @@ class Ambient(Struct, eq=False):
 
 
 AMBIENT: ContextVar[Ambient | None] = ContextVar("gateway", default=None)
+ambient_here, put_ambient, take_back = AMBIENT.get, AMBIENT.set, AMBIENT.reset
+"""Its methods, bound once: Python makes them anew for every look at a global's, which every call of ours would pay."""
 
 
 def tries_under(ambient: Ambient | None) -> Tries | None:

@@ -17,6 +17,7 @@ from typing import Any
 from fallbacks.answer import Tier
 from fallbacks.envelope import check_kind
 from fallbacks.last_good import LastGood
+from fallbacks.sizes import size_of
 from gateway.outcome import ConfigError
 from gateway.terms import Terms
 
@@ -47,13 +48,11 @@ class Memory:
         "worth",
     )
 
-    def __init__(
-        self, where: str, said: Terms, *, kind: Callable[[], Any], worth: Callable[[Any], bool] | None = None
-    ) -> None:
+    def __init__(self, where: str, said: Terms, *, kind: Callable[[], Any], worth: Callable[[Any], bool]) -> None:
         self.where = where
         self.fresh_for = float(said.fresh_for)
         self.in_background = said.revalidate == "background"
-        self.worth = said.remember or worth or worth_remembering
+        self.worth = said.remember or worth
         self._said = said.remember is not None
         self._size_of = said.size_of
         self._kind = kind
@@ -141,10 +140,10 @@ class Memory:
         remember: Callable[..., object] = tier.remember
         if not isinstance(tier, LastGood):
             return remember
-        said: dict[str, Any] = {} if self._size_of is None else {"size_of": self._size_of}
-        if tier.behind is not None:
-            said["kind"] = self.kind
-        return partial(remember, **said) if said else remember
+        if self._size_of is None and tier.behind is None:
+            return remember
+        kind = Any if tier.behind is None else self.kind
+        return partial(tier.remember_as, size_of=self._size_of or size_of, kind=kind)
 
     def _check_kind(self) -> None:
         try:

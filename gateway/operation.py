@@ -41,7 +41,7 @@ from gateway.blocking import Visit, refuse_on_a_loop
 from gateway.call import NOBODY, Call, Circuit, Led, Wants
 from gateway.circuits import Asked, OfOperation, breaker_of
 from gateway.coalesce import LEAD, TOO_LATE, Flights, Landed, again
-from gateway.context import AMBIENT, HALF_MICROSECOND, Deadline, Tries, leave, tries_under
+from gateway.context import HALF_MICROSECOND, Deadline, Tries, ambient_here, leave, put_ambient, take_back, tries_under
 from gateway.counts import AGE_BOUNDS, Counts, Histogram, LatencySnapshot, Tally
 from gateway.events import AttemptFailed, CallFinished
 from gateway.lane import Lane, Timer
@@ -201,6 +201,7 @@ class Operation(Generic[P, T]):
         name: str,
         idempotent: bool | None,
         said: Terms = USUAL,
+        worth: Callable[[Any], bool] = worth_remembering,
     ) -> None:
         update_wrapper(self, function)
         self.__wrapped__ = plain = function.__func__ if isinstance(function, classmethod) else function
@@ -231,7 +232,7 @@ class Operation(Generic[P, T]):
         )
         self._lane: Lane  # from `take_lane`, once a loop is known
         self._fallback = Fallback((), scope=self._scope)
-        self._memory = Memory(where, said, kind=partial(self._kind_of, plain), worth=self._worth)
+        self._memory = Memory(where, said, kind=partial(self._kind_of, plain), worth=worth)
         self._flights = Flights() if said.coalesce else None
         # Where nothing is remembered, it is enough that the arguments fit.
         self._key_of: Callable[[tuple[Any, ...], dict[str, Any]], Hashable | None] = arguments.check
@@ -242,6 +243,11 @@ class Operation(Generic[P, T]):
             self._add(tier)
         if idempotent is None:
             log.info("%s.%s does not say whether it is idempotent: it is not repeated", upstream.name, name)
+
+    __slots__ = (  # what every call looks at is found faster in a slot than among many attributes
+        *("__dict__", "_call_for", "_circuit_of", "_key_of", "_lane", "_memory", "_remembers", "_reserve", "_send"),
+        *("__weakref__", "_spares", "calls", "latency", "tally", "upstream"),
+    )
 
     repeats: ClassVar[bool] = True
     """Whether any call of it may be tried again: one that was certainly not sent always may."""
@@ -291,7 +297,7 @@ class Operation(Generic[P, T]):
                 raise too_late()
             circuit = breaker.enter(sent_at, None)  # after the queue: no probe is spent on a caller who still waits
             timer = self._lane.start(call)
-            outside = AMBIENT.set(timer)  # what the function calls in turn inherits this limit
+            outside = put_ambient(timer)  # what the function calls in turn inherits this limit
             try:
                 self.tally.attempts += 1
                 if call.attempts:
@@ -301,7 +307,7 @@ class Operation(Generic[P, T]):
                 leave(outside)
                 self._failed(call, breaker, circuit, timer, error)  # raises our own error, unless this one is to stand
                 raise
-            AMBIENT.reset(outside)
+            take_back(outside)
             call.at = ended_at = upstream.clock()
             took = ended_at - sent_at
             if timer.stop() or ended_at > timer.at:
@@ -323,7 +329,7 @@ class Operation(Generic[P, T]):
             task = upstream.task_here(self.name)
         now = upstream.clock()
         deadline = now + self._call_for
-        outer = AMBIENT.get()
+        outer = ambient_here()
         tries = None
         if outer is not None:
             tries = tries_under(outer)
@@ -554,9 +560,8 @@ class Operation(Generic[P, T]):
 
     def _remember(self, call: Call, value: T) -> None:
         """Keep a live answer, and give it to those who wait for the same."""
-        key = self._kept_under(call, value)
-        if key is not None:
-            self._memory.keep(key, value, call.at)
+        if call.key is not None:  # else it was forgotten while it was under way
+            self._memory.keep(call.key, value, call.at)
         if call.flight is not None:
             flight, call.flight = call.flight, None
             if self._is_shareable(call, value):
@@ -676,17 +681,9 @@ class Operation(Generic[P, T]):
         """What identical calls have in common."""
         return call.key
 
-    def _kept_under(self, call: Call, value: T) -> Hashable | None:  # noqa: ARG002 - for those who look at the value
-        """The key that an answer is remembered under; None: it is not."""
-        return call.key
-
-    def _is_shareable(self, call: Call, value: T) -> bool:  # noqa: ARG002 - see above
+    def _is_shareable(self, call: Call, value: T) -> bool:  # noqa: ARG002 - for those who look at the value
         """Whether an answer may be given to others who asked the same."""
         return True
-
-    def _worth(self, value: Any) -> bool:
-        """Whether an answer is worth remembering, where `remember=` does not say."""
-        return worth_remembering(value)
 
     def _kind_of(self, function: Callable[..., Any]) -> Any:
         """The type of the answers."""
@@ -706,7 +703,7 @@ class Operation(Generic[P, T]):
         except Rejected:
             return
         context = copy_context()
-        context.run(AMBIENT.set, None)
+        context.run(put_ambient, None)
         name = f"gateway: refresh of {upstream.name}.{self.name}"
         task = call.task.get_loop().create_task(self._ask_anew(call, *self._anew(call)), name=name, context=context)
         refreshing[key] = task

@@ -170,10 +170,10 @@ class Instrumentation:
             if traced is not None:
                 traced.end_attempt()
                 traced.tries = number = traced.tries + 1
-            span = self._tracer.start_span(f"{name} try {number}", kind=SpanKind.CLIENT, attributes=about)
-            span.set_attribute("gateway.try", number)
+            more: dict[str, str | int] = {**about, "gateway.try": number}
             if number > 1 and "http.request.method" in about:
-                span.set_attribute("http.request.resend_count", number - 1)
+                more["http.request.resend_count"] = number - 1
+            span = self._tracer.start_span(f"{name} try {number}", kind=SpanKind.CLIENT, attributes=more)
             token = context.attach(trace.set_span_in_context(span))
             try:
                 value = await send(*args, **kwargs)
@@ -286,18 +286,18 @@ def describe(span: Span, event: CallFinished) -> None:
     """How a call ended, on its span."""
     if not span.is_recording():
         return
-    span.set_attribute("gateway.outcome", str(event.outcome))
-    span.set_attribute("gateway.tries", event.attempts)
+    about: dict[str, str | float] = {"gateway.outcome": str(event.outcome), "gateway.tries": event.attempts}
     if event.source is not None:
-        span.set_attribute("gateway.source", str(event.source))
+        about["gateway.source"] = str(event.source)
     if event.waited:
-        span.set_attribute("gateway.queue.wait", event.waited)
+        about["gateway.queue.wait"] = event.waited
     if event.age:
-        span.set_attribute("gateway.answer.age", event.age)
+        about["gateway.answer.age"] = event.age
     if event.error is not None:
-        span.set_attribute("error.type", type_of(event.error))
+        about["error.type"] = type_of(event.error)
         for note in getattr(event.error, "__notes__", ()):
             span.add_event("gateway.note", {"gateway.note": note.partition(":")[0]})  # what follows may be anything
+    span.set_attributes(about)
     if event.source is None and event.outcome in NO_ANSWER:
         span.set_status(Status(StatusCode.ERROR))
 

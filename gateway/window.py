@@ -18,10 +18,14 @@ ALMOST_ONE = 1 - 1e-9
 class Window(Protocol):
     """Calls, failures and slow calls of late; `bad` is false as long as there is nothing to decide about."""
 
-    calls: int
     failures: int
     slow: int
     bad: bool
+
+    @property
+    def calls(self) -> int:
+        """How many calls it holds."""
+        ...
 
     def record(self, now: float, failed: bool, slow: bool) -> None:  # noqa: FBT001 - the hot path names no arguments
         """One more call, that ended now."""
@@ -44,11 +48,11 @@ class Bucket:
 class TimeWindow:
     """The last `seconds` seconds."""
 
-    __slots__ = ("_buckets", "_current", "_second_ends", "bad", "calls", "failures", "second", "slow")
+    __slots__ = ("_buckets", "_current", "_past", "_second_ends", "bad", "failures", "second", "slow")
 
     def __init__(self, seconds: int, now: float) -> None:
         self._buckets = [Bucket() for _ in range(seconds)]
-        self.calls = self.failures = self.slow = 0
+        self._past = self.failures = self.slow = 0
         self.bad = False
         self._enter(floor(now + HALF_MICROSECOND))
 
@@ -57,7 +61,6 @@ class TimeWindow:
         if now >= self._second_ends:
             self.advance(now)
         bucket = self._current
-        self.calls += 1
         bucket.calls += 1
         if failed or slow:
             self.bad = True
@@ -66,6 +69,11 @@ class TimeWindow:
             self.slow += slow
             bucket.slow += slow
 
+    @property
+    def calls(self) -> int:
+        """How many calls it holds."""
+        return self._past + self._current.calls
+
     def advance(self, now: float) -> None:
         """Forget the seconds that have left the window. A clock that went back stays in the newest second."""
         second, size = floor(now + HALF_MICROSECOND), len(self._buckets)
@@ -73,7 +81,6 @@ class TimeWindow:
             return
         for passed in range(self.second + 1, min(second, self.second + size) + 1):  # after long idling: each once
             old = self._buckets[passed % size]
-            self.calls -= old.calls
             self.failures -= old.failures
             self.slow -= old.slow
             self._buckets[passed % size] = Bucket()
@@ -81,6 +88,7 @@ class TimeWindow:
         self._enter(second)
 
     def _enter(self, second: int) -> None:
+        self._past = sum(bucket.calls for bucket in self._buckets)  # the newest is empty yet
         self.second = second  # the newest, as a whole number of the clock's
         self._second_ends = second + 1 - HALF_MICROSECOND
         self._current = self._buckets[second % len(self._buckets)]

@@ -11,12 +11,15 @@ import asyncio
 import logging
 import os
 import re
-from asyncio import AbstractEventLoop
-from collections.abc import AsyncIterator, Iterable, Sequence
+from asyncio import AbstractEventLoop, Task
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
+from functools import wraps
 from hashlib import sha256
 from math import ceil, inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from aiocache.base import BaseCache
 
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway")
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 KEY = re.compile(r"[!-~]{1,250}")
 """What memcached takes as a key: no spaces, no control characters, 250 bytes."""
 LARGEST = 1024 * 1024 - 1024
@@ -38,6 +44,43 @@ LAST_INSTANT = 2**31 - 1
 CYCLE = 8
 """Bytes in front of every value: of which life of its namespace it is, see `clear`."""
 TRIES = 10
+
+
+def apart(
+    method: Callable[Concatenate[MemcachedStore, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[MemcachedStore, P], Coroutine[Any, Any, T]]:
+    """Have a method run in a task of its own, which ends by itself when the caller leaves, within `op_timeout`.
+
+    Cancelled, emcache would close the connection, and complain to the loop about a reply that comes all the same.
+    """
+
+    @wraps(method)
+    async def run(self: MemcachedStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(method(self, *args, **kwargs), name="gateway: memcached", context=Context())
+        self.tasks.add(task)
+        task.add_done_callback(self.task_ended)
+        await asyncio.wait({task})
+        return task.result()
+
+    return run
+
+
+def in_turn(
+    method: Callable[Concatenate[MemcachedStore, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[MemcachedStore, P], Coroutine[Any, Any, T]]:
+    """Have a method that changes something run apart, and after those before it.
+
+    One whose caller left must not overwrite what was written since.
+    """
+
+    @wraps(method)
+    async def run(self: MemcachedStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self.settle()
+        async with self.turn:
+            return await method(self, *args, **kwargs)
+
+    return apart(run)
 
 
 class MemcachedStore(BaseCache):
@@ -70,6 +113,9 @@ class MemcachedStore(BaseCache):
         except ImportError as error:
             remedy = "pip install 'async-worker-gateway[memcached]'"
             raise ImportError(f"MemcachedStore needs emcache, which is not installed: {remedy}") from error
+        theirs = logging.getLogger("emcache")
+        if theirs.level == logging.NOTSET:  # a line for every call whose caller left; who wants them sets a level
+            theirs.setLevel(logging.ERROR)
         checked_namespace(namespace)
         if not host:
             raise ValueError("MemcachedStore host: it is empty; give a name or an address")
@@ -97,6 +143,8 @@ class MemcachedStore(BaseCache):
         self._client: Client | None = None
         self._loop: AbstractEventLoop | None = None
         self._process = os.getpid()
+        self.tasks: set[Task[Any]] = set()  # what is under way, also if nobody waits for it
+        self.turn = asyncio.Lock()
 
     def build_key(self, key: str, namespace: str | None = None) -> str:
         """The key within its namespace."""
@@ -111,10 +159,7 @@ class MemcachedStore(BaseCache):
         One that has no connection left after a failure is given up: it would try again in its own time, up to a minute
         later, and let everybody wait for that.
         """
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop or self._process != os.getpid():
-            self._client = None  # its connections are gone with their loop, or another process's
-            self._loop, self._process = loop, os.getpid()
+        self.settle()
         if self._client is None:
             await self._try_to_connect()
         if self._client is None:  # nobody else made one meanwhile
@@ -132,6 +177,13 @@ class MemcachedStore(BaseCache):
             if not connections_of(client):
                 await self._give_up(client)
             raise
+
+    def settle(self) -> None:
+        """Begin anew on a loop that is another, or in a process that was forked: the connections are not ours there."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop or self._process != os.getpid():
+            self._loop, self._process = loop, os.getpid()
+            self._client, self.turn = None, asyncio.Lock()
 
     async def _try_to_connect(self) -> None:
         """Raise OSError, of which TimeoutError is one, if nobody listens."""
@@ -155,6 +207,7 @@ class MemcachedStore(BaseCache):
     async def _gets(self, key: str, encoding: str | None = None, _conn: object = None) -> bytes | None:
         return await self._get(key)
 
+    @apart
     async def _multi_get(
         self, keys: Sequence[str], encoding: str | None = None, _conn: object = None
     ) -> list[bytes | None]:
@@ -179,13 +232,26 @@ class MemcachedStore(BaseCache):
     async def _multi_set(
         self, pairs: Iterable[tuple[str, bytes]], ttl: float | None = None, _conn: object = None
     ) -> bool:
-        exptime = self._exptime(ttl)
+        rest = deque(
+            {key: checked(value) for key, value in pairs}.items()
+        )  # of one key, the last: they go side by side
+        try:
+            await self._set_all(rest, self._exptime(ttl))
+        except asyncio.CancelledError:
+            rest.clear()  # what has begun ends, and no more of it begins
+            raise
+        return True
+
+    @in_turn
+    async def _set_all(self, rest: deque[tuple[str, bytes]], exptime: int) -> None:
+        if not rest:
+            return
         async with self._connected() as client:
-            rest = iter([(key, checked(value)) for key, value in pairs])
             cycles: dict[bytes, bytes] = {}
 
             async def work() -> None:
-                for key, value in rest:  # each takes the next
+                while rest:
+                    key, value = rest.popleft()
                     name, cycle = fit(key), cycle_of(key)
                     if CYCLE + len(name) + len(value) > self.max_value:
                         self._refused()
@@ -201,12 +267,12 @@ class MemcachedStore(BaseCache):
 
             try:
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(self.connections):
+                    for _ in range(min(self.connections, len(rest))):
                         group.create_task(work())
             except BaseExceptionGroup as errors:
                 raise errors.exceptions[0] from None
-        return True
 
+    @in_turn
     async def _add(self, key: str, value: bytes, ttl: float | None = None, _conn: object = None) -> bool:
         async with self._connected() as client:
             cycle = await self._cycle(client, cycle_of(key))
@@ -223,6 +289,7 @@ class MemcachedStore(BaseCache):
     async def _exists(self, key: str, _conn: object = None) -> bool:
         return await self._get(key) is not None
 
+    @in_turn
     async def _increment(self, key: str, delta: int, _conn: object = None) -> int:
         async with self._connected() as client:
             cycle = await self._cycle(client, cycle_of(key))
@@ -241,6 +308,7 @@ class MemcachedStore(BaseCache):
                     return total
         raise RuntimeError(f"the key {key} is changed by too many at once")
 
+    @in_turn
     async def _expire(self, key: str, ttl: float, _conn: object = None) -> bool:
         async with self._connected() as client:
             try:
@@ -249,6 +317,7 @@ class MemcachedStore(BaseCache):
                 return False
         return True
 
+    @in_turn
     async def _delete(self, key: str, _conn: object = None) -> int:
         async with self._connected() as client:
             try:
@@ -257,6 +326,7 @@ class MemcachedStore(BaseCache):
                 return 0
         return 1
 
+    @in_turn
     async def _clear(self, namespace: str | None = None, _conn: object = None) -> bool:
         """Memcached cannot list keys: a namespace begins a new life, and what was of the last one is not found."""
         async with self._connected() as client:
@@ -267,9 +337,18 @@ class MemcachedStore(BaseCache):
         return await self._delete(key) if await self._get(key) == value else 0
 
     async def _close(self, *_: object, **__: object) -> None:
+        mine = {task for task in self.tasks if task.get_loop() is asyncio.get_running_loop()}
+        if mine:
+            await asyncio.wait(mine, timeout=self.connect_timeout + self.op_timeout)
         client, self._client = self._client, None
         if client is not None and self._loop is asyncio.get_running_loop() and self._process == os.getpid():
             await client.close()
+
+    def task_ended(self, task: Task[Any]) -> None:
+        """Let go of it; its error is nobody's if nobody waits any more."""
+        self.tasks.discard(task)
+        if not task.cancelled():
+            task.exception()
 
     async def _cycle(self, client: Client, name: bytes) -> bytes:
         """Which life a namespace is in. One that the server has lost is not taken up again: it may have been ended."""

@@ -38,6 +38,8 @@ SWEEP = 100
 APPLICATION = 0x67776C67
 """Marks the file as ours, for `file` and for ourselves: another program's database is not written to."""
 VERSION = 1
+INHERITED: list[sqlite3.Connection | None] = []
+"""Connections of the process that this one was forked from: closed here, they would end what is under way there."""
 SIDES = ("-wal", "-shm", "")
 """In the order in which they are moved: the journal of a file must not meet a new one."""
 KEYS_AT_ONCE = 500
@@ -119,6 +121,7 @@ class SQLiteStore(BaseCache):
 
     async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
         if self._process != os.getpid():  # a fork has neither the thread nor a right to the connection
+            INHERITED.append(self._database)
             self._process, self._executor, self._database = os.getpid(), None, None
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, "gateway: sqlite")

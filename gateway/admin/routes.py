@@ -32,7 +32,7 @@ from urllib.parse import unquote
 import msgspec
 from aiohttp import web
 
-from gateway.admin.auth import Role, remote_of
+from gateway.admin.auth import Role
 from gateway.admin.folding import fold_into
 from gateway.admin.hystrix import HEADERS as OF_HYSTRIX
 from gateway.admin.hystrix import INTERVAL, PING, Hystrix
@@ -100,7 +100,9 @@ class Routes:
         self.tuning = tuning
         self.live = Stream("live", self._message)
         self._hystrix = Hystrix(gate, state.sampler)
-        self.hystrix = Stream("hystrix", self._commands, every=INTERVAL, kind=KIND, on_end=self._hystrix.leave)
+        self.hystrix = Stream(
+            "hystrix", self._commands, every=INTERVAL, kind=KIND, packed=False, on_end=self._hystrix.leave
+        )
         self._metrics = Metrics(gate, lag=lambda: state.sampler.lag[0])
         self.streams = (self.live, self.hystrix)
 
@@ -375,7 +377,7 @@ def by(request: web.Request) -> By:
     """Who wants it, as far as he says so."""
     name = said(request, "X-Gateway-Operator", LONGEST_NAME)
     why = said(request, "X-Gateway-Reason", LONGEST_REASON)
-    return By(who=name or "somebody", role=request[ROLE], remote=remote_of(request), why=why)
+    return By(who=name or "somebody", role=request[ROLE], remote=request.remote or "", why=why)
 
 
 def said(request: web.Request, header: str, longest: int) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from asyncio import BaseProtocol, BaseTransport, Server, Transport, get_running_loop
 from collections.abc import Collection, Mapping
+from functools import partial
 from socket import socket
 from types import MappingProxyType
-from typing import Self
+from typing import Self, cast
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -25,6 +27,8 @@ log = logging.getLogger("gateway")
 
 PATIENCE = 1.0
 """Seconds that requests in flight get at the end."""
+CONNECTIONS = 300
+"""At once; two streams may have 100 viewers each."""
 LINGERING = 0.3
 """Seconds in which a body that nobody wants is swallowed, so that its sender reads why."""
 HIGHEST_PORT = 65535
@@ -63,6 +67,7 @@ class Admin:
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=PATIENCE, lingering_time=LINGERING
         )
+        self._server: Server | None = None
         self._closed = False
 
     @property
@@ -74,15 +79,16 @@ class Admin:
     async def start(self, port: int, listening: socket | None) -> None:
         """Listen, then lay what is tuned over the policies, and look at what moves."""
         await self._runner.setup()
+        create = partial(get_running_loop().create_server, self._connection)
         try:
             if listening is None:
-                await web.TCPSite(self._runner, self.host, port).start()
+                self._server = await create(host=self.host or None, port=port)
             else:
-                await web.SockSite(self._runner, listening).start()
+                self._server = await create(sock=listening)
         except OSError as error:
             problem = f"{port} on {self.host or 'every address'} cannot be had: {error.strerror or error}"
             raise ConfigError("admin port", problem, "give another one; 0: any that is free") from None
-        self.port = self._runner.addresses[0][1]
+        self.port = self._server.sockets[0].getsockname()[1]
         self._tuning.start()
         self._state.start()
 
@@ -92,6 +98,8 @@ class Admin:
             return
         self._closed = True
         try:
+            if self._server is not None:
+                self._server.close()
             for stream in self._routes.streams:
                 await stream.close()
             await self._runner.cleanup()
@@ -101,6 +109,11 @@ class Admin:
                 await self._state.close()
             finally:
                 self._journal.close()
+
+    def _connection(self) -> BaseProtocol:
+        """Whoever answers a new connection. There may be only so many: the files are those of the gateway, too."""
+        server = self._runner.server
+        return TooMany() if server is None or len(server.connections) >= CONNECTIONS else server()
 
     async def __aenter__(self) -> Self:
         return self
@@ -114,6 +127,14 @@ class Admin:
     def _recorded(self, record: Record) -> None:
         if record.who not in {"code", "file"}:
             self._state.stories.note("control", record.upstream, sentence(record))
+
+
+class TooMany(BaseProtocol):
+    """Ends a connection before it says anything."""
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        """At once."""
+        cast("Transport", transport).abort()
 
 
 def guarding(guards: Guards) -> Middleware:

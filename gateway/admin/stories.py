@@ -32,6 +32,9 @@ PLAIN_EVERY = 100
 """One in so many plainly live calls is kept."""
 KEPT, KEPT_PLAIN = 100, 25
 """Stories of each upstream."""
+A_SECOND = 100
+"""Stories of each upstream in one second that are not plain: the rest of a flood would drive out what is told, and cost
+most where there is least to spare."""
 UNDER_WAY = 2_000
 """Calls under way whose failed tries are kept; who is over it is told of without them."""
 TRIES = 10
@@ -138,12 +141,14 @@ class Gate(Protocol):
 class Kept:
     """The stories of one upstream, and the state of its circuit as far as it was heard of."""
 
-    __slots__ = ("circuits", "plain", "seen", "telling")
+    __slots__ = ("circuits", "plain", "second", "seen", "telling", "told")
 
     def __init__(self) -> None:
         self.telling: deque[Story] = deque(maxlen=KEPT)
         self.plain: deque[Story] = deque(maxlen=KEPT_PLAIN)
         self.seen = 0  # plainly live calls
+        self.second = 0  # and how many were told in it
+        self.told = 0
         self.circuits: OrderedDict[Hashable, tuple[str, float]] = OrderedDict()
 
 
@@ -195,6 +200,10 @@ class Stories:
             kept.seen += 1
             if kept.seen % self.plain_every != 1 % self.plain_every:
                 return
+        elif self._is_flooded(kept, event.at):
+            return
+        else:
+            kept.told += 1
         error = event.error
         story = Story(
             next(self._ids), event.at, event.upstream, event.operation, event.outcome, event.source,
@@ -205,6 +214,9 @@ class Stories:
 
     def attempt_failed(self, event: AttemptFailed) -> None:
         """A try of a call that goes on, or is about to end."""
+        kept = self._kept.get(event.upstream)
+        if kept is not None and self._is_flooded(kept, event.at):
+            return
         key = (event.upstream, event.call)
         tries = self._under_way.get(key)
         if tries is None or event.attempt == 1:  # the number is one that was used before
@@ -213,6 +225,14 @@ class Stories:
                 self._under_way.popitem(last=False)
         if len(tries) < TRIES:
             tries.append(Try(event.attempt, event.at - event.duration, event.at, self._told(event.error)))
+
+    @staticmethod
+    def _is_flooded(kept: Kept, at: float) -> bool:
+        """Whether enough was told of this second."""
+        second = int(at)
+        if second != kept.second:
+            kept.second, kept.told = second, 0
+        return kept.told >= A_SECOND
 
     def circuit_changed(self, event: CircuitChanged) -> None:
         """A circuit went from one state to another."""

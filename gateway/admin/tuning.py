@@ -198,10 +198,11 @@ class Tuning:
     async def _fold(
         self, name: str, by: By, into_file: Callable[[str, Policy, Mapping[str, Any]], None]
     ) -> dict[str, tuple[Any, Any]]:
-        drift, tuned = self.drift(name), self.journal.tuned.get(name)
-        self.gate[name]
+        tuned = self.journal.tuned.get(name)
         if not tuned:
             return {}
+        self.gate.reload()  # what somebody has written into it lately holds, and is no error of what is tuned
+        drift = self.drift(name)
         if name in self.aside:
             raise ConfigError(f"{name} tuned", f"it is set aside: {self.aside[name]}", "drop it, or tune it anew")
         await to_thread(into_file, name, laid_over(self.gate.told_of(name), tuned), tuned)
@@ -252,6 +253,7 @@ class Tuning:
 
         async def in_turn() -> T:
             async with self._lock:
+                self.gate.on_its_loop(lambda: None)  # or WrongLoop, before anything is written
                 return await change()
 
         return await shield(self._begin(in_turn()))

@@ -13,7 +13,7 @@ from msgspec import DecodeError
 
 from gateway.call import Call
 from gateway.http.errors import BadReply
-from gateway.http.kept import Names, size_of_reply
+from gateway.http.kept import Names, size_of_reply, worth_keeping
 from gateway.http.reply import HttpReply
 from gateway.http.request import IDEMPOTENT, Headers, HttpRequest, Params, confined, request_of, segment_of
 from gateway.http.routed import RoutedOperation
@@ -68,6 +68,7 @@ class DeclaredOperation(RoutedOperation[..., T]):
             name=said.name or function.__name__,
             idempotent=IDEMPOTENT[said.method] or bool(key) if idempotent is None else idempotent,
             said=replace(said, size_of=size_of_reply) if said.into is HttpReply and said.size_of is None else said,
+            worth=worth_keeping,
         )
 
     def _take_memory(self) -> None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 from fallbacks.spelling import spelled
 from gateway.arguments import canonical
 from gateway.http.reply import HttpReply
 from gateway.http.request import HttpRequest, Pairs
 from gateway.http.session import propagated
+from gateway.memory import worth_remembering
 from gateway.outcome import KeyNeeded
 from gateway.policy import HttpPolicy
 
@@ -174,9 +176,11 @@ def values_of(names: Iterable[str], sent: dict[str, str]) -> tuple[Hashable, ...
     return tuple((name, spelled(sent[name]) if name in sent else None) for name in names)
 
 
-def worth_keeping(reply: HttpReply) -> bool:
-    """Whether a reply may take the place of an older one: a success with something in it."""
-    return reply.status < BAD_STATUS and reply.body.strip() not in NOTHING
+def worth_keeping(value: Any) -> bool:
+    """Whether a reply may take the place of an older one: a success with something in it. So with what it was made."""
+    if not isinstance(value, HttpReply):
+        return worth_remembering(value)
+    return value.status < BAD_STATUS and value.body.strip() not in NOTHING
 
 
 def size_of_reply(reply: HttpReply) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from fallbacks.answer import Answer, Tier
 from gateway.http.declared import Declared
-from gateway.http.kept import Names, size_of_reply
+from gateway.http.kept import Names, size_of_reply, worth_keeping
 from gateway.http.reply import HttpReply
 from gateway.http.request import IDEMPOTENT, Data, Headers, HttpRequest, Params, request_of
 from gateway.http.routed import RoutedOperation
@@ -63,6 +63,7 @@ class Method(RoutedOperation[..., HttpReply]):
             name=method.lower() + (" with key" if keyed else ""),
             idempotent=keyed or IDEMPOTENT[method],
             said=Terms(size_of=size_of_reply),
+            worth=worth_keeping,
         )
 
     def _take_memory(self) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from fallbacks.answer import Question
 from gateway.call import Call, Circuit
-from gateway.http.kept import Names, worth_keeping
+from gateway.http.kept import Names
 from gateway.http.reply import HttpReply
 from gateway.http.request import HttpRequest
 from gateway.http.routes import Trip
@@ -47,18 +47,14 @@ class RoutedOperation(Operation[P, T]):
     def _flight_key(self, call: Call) -> Hashable:
         return self.names.flight_key(self.request_of(call), self._name_of(call))
 
-    def _kept_under(self, call: Call, value: Any) -> Hashable | None:
-        if call.key is None:  # it was forgotten while it was under way
-            return None
-        reply = self._reply_of(call, value)
-        request, named = self.request_of(call), self._name_of(call)
-        return self.names.kept_under(request, reply, named, asked_for=self._memory.asked_for)
+    def _remember(self, call: Call, value: Any) -> None:
+        if call.key is not None:
+            request, reply, named = self.request_of(call), self._reply_of(call, value), self._name_of(call)
+            call.key = self.names.kept_under(request, reply, named, asked_for=self._memory.asked_for)
+        super()._remember(call, value)
 
     def _is_shareable(self, call: Call, value: Any) -> bool:
         return self.names.is_shareable(self.request_of(call), self._reply_of(call, value))
-
-    def _worth(self, value: Any) -> bool:
-        return worth_keeping(value) if isinstance(value, HttpReply) else super()._worth(value)
 
     @staticmethod
     def _reply_of(call: Call, value: Any) -> HttpReply:

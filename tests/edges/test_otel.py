@@ -336,6 +336,72 @@ async def test_a_refresh_in_the_background_is_below_the_call_that_asked_for_it(s
     assert refresh.parent.span_id == cached.context.span_id
 
 
+@virtual
+async def test_a_refresh_that_fails_is_a_try_that_failed(seen: Seen) -> None:
+    ratings = seen.gate.upstream("ratings", policy=policy())
+    well = True
+
+    @ratings.operation(idempotent=True, fresh_for=1.0, revalidate="background")
+    async def stars() -> int:
+        if not well:
+            raise Boom
+        return 5
+
+    again(seen)
+    async with seen.gate:
+        await stars()
+        well = False
+        await asyncio.sleep(5.0)
+        await stars()
+        await asyncio.sleep(1.0)
+
+    refresh = seen.spans()[-1]
+    assert refresh.name == "ratings.stars try 1"
+    assert refresh.status.status_code is StatusCode.ERROR
+    assert (refresh.attributes or {})["error.type"] == "Boom"
+
+
+@virtual
+async def test_what_follows_a_try_is_below_the_call_and_not_the_try(seen: Seen) -> None:
+    ratings = seen.gate.upstream("ratings", policy=policy())
+    inside: list[str] = []
+
+    def worth(value: int) -> bool:
+        inside.append(trace.get_current_span().name)  # type: ignore[attr-defined]
+        return True
+
+    @ratings.operation(idempotent=True, fresh_for=1.0, remember=worth)
+    async def stars() -> int:
+        return 5
+
+    again(seen)
+    async with seen.gate:
+        await stars()
+
+    assert inside == ["ratings.stars"]
+
+
+@virtual
+async def test_what_a_tier_failed_with_is_in_no_span(seen: Seen) -> None:
+    ratings = seen.gate.upstream("ratings", policy=policy(retry=ONE_TRY))
+
+    @ratings.operation(idempotent=True)
+    async def stars() -> int:
+        raise Boom(SECRET)
+
+    @stars.fallback
+    async def broken(why: Exception) -> int:
+        raise Boom(SECRET)
+
+    again(seen)
+    async with seen.gate:
+        await ended(stars())
+
+    call = seen.one("ratings.stars")
+    assert [dict(event.attributes or {}) for event in call.events] == [{"gateway.note": "handler broken failed"}]
+    assert SECRET not in "".join(span.to_json() for span in seen.spans())
+
+
 async def the_context_goes_along(seen: Seen) -> tuple[list[str | None], web.Application]:
     got: list[str | None] = []
 

@@ -24,7 +24,7 @@ from gateway import (
     TimeoutPolicy,
     UnknownName,
 )
-from gateway.admin.state import CIRCUITS, State, Tuned
+from gateway.admin.state import CIRCUITS, State, Tuned, bare
 from tests.support import ONE_TRY, Boom, ended
 
 virtual = pytest.mark.virtual_time
@@ -204,6 +204,37 @@ async def test_endpoints_that_come_and_go_are_in_the_log() -> None:
 
     assert ("endpoint", "http://a.example up -> gone") in lines
     assert not any("s3cret" in text for _, text in lines)
+
+
+def test_a_url_is_shown_without_what_may_be_secret() -> None:
+    assert bare("http://user:s3cret@a.example:81/v1?key=s3cret#s3cret") == "http://a.example:81/v1"
+
+
+@virtual
+async def test_a_state_that_is_closed_listens_no_more_for_hystrix_either() -> None:
+    gate = Gateway()
+
+    async with gate, watched(gate) as state:
+        assert list(state.hystrix.messages()) == []
+        assert len(gate.listeners.call_finished) == 2
+
+
+@virtual
+async def test_an_endpoint_that_is_ejected_is_in_the_log() -> None:
+    gate = Gateway()
+    films = gate.http("films", ["http://a.example", "http://b.example"])
+
+    async with gate, watched(gate) as state:
+        sick = films.routes.endpoints["http://a.example"]
+        for _ in range(5):
+            sick.begin(films.clock()).end(films.clock(), "failure")
+        await asyncio.sleep(1.1)
+        document = state.document()
+
+    assert [(event["kind"], event["text"]) for event in document["events"]] == [
+        ("endpoint", "http://a.example up -> ejected")
+    ]
+    assert [one["state"] for one in document["upstreams"][0]["endpoints"]] == ["ejected", "up"]
 
 
 @virtual

@@ -28,7 +28,7 @@ from gateway import (
     TimeoutPolicy,
     Upstream,
 )
-from gateway.admin.stories import KEPT, KEPT_PLAIN, LINES, LONGEST, UNDER_WAY, Stories, changed, short, spell
+from gateway.admin.stories import A_SECOND, KEPT, KEPT_PLAIN, LINES, LONGEST, UNDER_WAY, Stories, changed, short, spell
 from tests.support import NEVER_OPENS, ONE_TRY, Boom, ended, gone
 
 virtual = pytest.mark.virtual_time
@@ -115,6 +115,19 @@ async def test_a_call_that_queued_and_was_answered_by_last_good(
     assert [step.kind for step in story.steps] == ["queue", "circuit", "attempt", "end"]
     assert story.steps[0].seconds == pytest.approx(0.05)
     assert story.steps[-1].ok
+
+
+@virtual
+async def test_a_live_call_that_queued_is_always_told(gate: Gateway, stories: Stories, ratings: Upstream) -> None:
+    stars = operation(ratings)
+
+    async with gate:
+        await asyncio.gather(stars(takes=0.1), stars(takes=0.1))
+
+    queued = [story for story in stories.of() if not story.plain]
+    assert [story.text for story in queued] == [
+        "queued 100 ms; circuit closed; attempt 1: answered; answered live in 200 ms"
+    ]
 
 
 @virtual
@@ -321,7 +334,7 @@ async def test_texts_of_errors_can_be_left_out(gate: Gateway, ratings: Upstream)
     stories = Stories(gate, clock=lambda: 0.0, errors=False)
     stories.listen()
 
-    async def broken(error: Exception, *_: Any, **__: Any) -> str:
+    async def broken(why: Exception, /, *_: Any, **__: Any) -> str:
         raise Boom(SECRET)
 
     stars = operation(ratings)
@@ -332,6 +345,7 @@ async def test_texts_of_errors_can_be_left_out(gate: Gateway, ratings: Upstream)
         await ended(stars(error=Refused(SECRET)))
 
     assert len(texts(stories)) == 2
+    assert "broken failed" in texts(stories)[1]
     assert SECRET not in "".join(f"{story!r} {story.text}" for story in stories.of())
     stories.leave()
 
@@ -387,6 +401,34 @@ def test_one_upstream_drives_no_others_stories_out(stories: Stories) -> None:
     assert ids == sorted(ids, reverse=True)
     assert len(ids) == 10
     assert stories.of("nobody") == []
+
+
+def test_of_a_flood_a_hundred_a_second_are_told(stories: Stories) -> None:
+    def fails(at: float, call: int) -> None:
+        error = Boom("down")
+        stories.attempt_failed(
+            AttemptFailed(
+                upstream="loud", at=at, operation="op", attempt=1, outcome=Outcome.FAILED, error=error, duration=0.1,
+                call=call,
+            )
+        )  # fmt: skip
+        stories.call_finished(
+            CallFinished(
+                upstream="loud", at=at, operation="op", outcome=Outcome.FAILED, source=None, duration=0.1,
+                waited=0.0, attempts=1, error=error, call=call,
+            )
+        )  # fmt: skip
+
+    for number in range(1000):
+        fails(5.0 + number / 1001, number)
+    told = stories.of("loud", 10_000)
+    fails(6.5, 7)
+
+    assert len(told) == A_SECOND
+    assert told[0].at < 5.2
+    assert stories.of("loud", 1)[0].at == 6.5
+    assert len(stories.of("loud", 1)[0].tries) == 1
+    assert not stories._under_way
 
 
 # -- the log

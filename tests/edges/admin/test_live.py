@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from gateway import Gateway
 from gateway.admin import live
-from gateway.admin.live import MOST, Stream
+from gateway.admin.live import MOST, Stream, full_flushed
 from gateway.testing import assert_nothing_left
 from tests.edges.admin.asking import admin_of, ask
 from tests.edges.serving import served
@@ -45,11 +45,11 @@ class Viewer:
 
 
 @asynccontextmanager
-async def viewing(url: str, path: str = "/live") -> AsyncIterator[Viewer]:
+async def viewing(url: str, path: str = "/live", *, accept: str = "identity") -> AsyncIterator[Viewer]:
     port = int(url.rpartition(":")[2])
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**16)
     try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: {accept}\r\n\r\n".encode())
         yield Viewer(reader, writer, await reader.readuntil(b"\r\n\r\n"))
     finally:
         writer.close()
@@ -131,6 +131,32 @@ async def test_twenty_viewers_share_what_is_composed_once() -> None:
         await asyncio.wait(seen)
         assert compose.number <= 6
     assert all(len(task.result()) == 3 for task in seen)
+
+
+async def test_packed_messages_are_the_same_for_all_whenever_they_came() -> None:
+    compose = Composer(size=500)
+    async with (
+        stream_of(compose) as (stream, url),
+        ClientSession(url, headers={"Accept-Encoding": "gzip"}) as session,
+        session.get("/live") as first,
+    ):
+        seen = [await first.content.readuntil(b"\n\n") for _ in range(3)]
+        async with session.get("/live") as second:
+            later = [await second.content.readuntil(b"\n\n") for _ in range(3)]
+            assert stream.viewers == 2
+    assert first.headers["Content-Encoding"] == "gzip"
+    assert [message.split()[1] for message in seen] == [b"1", b"2", b"3"]
+    assert all(message.endswith(b"x" * 500 + b"\n\n") for message in (*seen, *later))
+    assert len(full_flushed(b"data: " + b"x" * 500)) < 50
+
+
+@pytest.mark.parametrize(
+    ("said", "packed"),
+    [("gzip", True), ("br, GZIP;q=0.5", True), ("identity", False), ("gzip;q=0", False), ("", False)],
+)
+async def test_messages_are_packed_for_those_who_take_it(said: str, packed: bool) -> None:
+    async with stream_of(Composer()) as (_, url), viewing(url, accept=said) as viewer:
+        assert ("content-encoding: gzip" in viewer.head.lower()) is packed
 
 
 async def test_nothing_is_composed_while_nobody_looks() -> None:

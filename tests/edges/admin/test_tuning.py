@@ -528,6 +528,32 @@ async def test_folding_writes_into_the_file_and_leaves_no_drift(file: Path) -> N
         assert await drift(admin) == {}
 
 
+async def test_what_was_written_into_the_file_just_before_is_folded_around(file: Path) -> None:
+    gate = from_file(file)
+    async with admin_of(gate) as admin:
+        await limit(admin, 40)
+        file.write_text("# by hand\n" + FILE.replace("20", "30") + "queue = 5\n")
+
+        reply = await ask(admin, "POST", "/upstreams/ratings/tuned/fold")
+
+    assert reply.json["folded"] == {"bulkhead.limit": [30, 40]}
+    assert file.read_text() == "# by hand\n" + FILE.replace("20", "40") + "queue = 5\n"
+    assert gate["ratings"].policy == Policy(bulkhead=BulkheadPolicy(limit=40, queue=5))
+
+
+async def test_a_gateway_that_went_to_another_loop_is_not_tuned_from_here(gate: Gateway, tmp_path: Path) -> None:
+    async with await serve(gate, port=0, journal=tmp_path / "journal") as admin:
+        await asyncio.to_thread(gate.open_blocking)
+        try:
+            reply = await limit(admin, 40)
+        finally:
+            await asyncio.to_thread(gate.close_blocking)
+
+    assert reply.status == 409
+    assert gate["ratings"].policy is OURS
+    assert (tmp_path / "journal").read_bytes() == b""
+
+
 async def test_without_a_file_there_is_nothing_to_fold_into(admin: Admin) -> None:
     await limit(admin, 40)
 

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from gateway import BulkheadPolicy, ConfigError, Gateway, Policy
-from gateway.admin import Admin, serve
+from gateway.admin import Admin, serve, server
 from gateway.admin.auth import GUESSES, REMOTES, Guards, Guesses
 from gateway.admin.routes import LARGEST
 from tests.edges.admin.asking import admin_of, ask
@@ -349,6 +349,22 @@ async def test_what_is_no_json_is_told_so(open_: Admin, gate: Gateway, body: byt
 
     assert reply.status == 400
     assert limit(gate) == 20
+
+
+async def test_there_are_only_so_many_connections(open_: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or who opens thousands takes the files that the gateway needs for its upstreams."""
+    monkeypatch.setattr(server, "CONNECTIONS", 3)
+    held = [await asyncio.open_connection("127.0.0.1", open_.port) for _ in range(3)]
+    await asyncio.sleep(0.01)
+
+    reader, writer = await asyncio.open_connection("127.0.0.1", open_.port)
+    async with asyncio.timeout(2.0):
+        assert await reader.read() == b""
+
+    for _, one in (*held, (reader, writer)):
+        one.close()
+    await asyncio.sleep(0.01)
+    assert (await ask(open_, "GET", "/state")).status == 200
 
 
 # -- settings that would let everybody in
