@@ -21,7 +21,7 @@ from gateway.demo.catalog import Catalog
 from gateway.demo.faults import MODES
 from gateway.demo.films import films
 from gateway.testing import assert_nothing_left
-from tests.edges.browser import FAINT, NAMELESS, Tab, browsing
+from tests.edges.browser import FAINT, NAMELESS, Browser, Tab
 from tests.edges.running import ANY_PORTS, running
 from tests.edges.serving import served
 
@@ -249,12 +249,12 @@ async def test_every_title_has_a_poster_that_is_always_the_same() -> None:
 
 
 @asynccontextmanager
-async def looking(chromium: str, path: str = "/?user=ada") -> AsyncIterator[Tab]:
+async def looking(browser: Browser, path: str = "/?user=ada") -> AsyncIterator[Tab]:
     """A browser before a whole demo; the page shows the films, and nothing may have gone wrong in it at the end."""
     demo = running("demo", *ANY_PORTS)
     one = await asyncio.to_thread(demo.__enter__)
     try:
-        async with browsing(chromium) as tab:
+        async with browser.tab() as tab:
             await tab.size(1280, 900)
             await tab.open(one.urls["catalog"] + path)
             await tab.until(f"{BADGES}.length === 5 && {ALL_ARE('live')} && document.querySelectorAll('.upstream')[2]")
@@ -274,8 +274,8 @@ def ALL_ARE(source: str) -> str:  # noqa: N802 - stands among constants
     return f"{BADGES}.every(badge => badge.dataset.source === '{source}')"
 
 
-async def test_who_hangs_the_ratings_sees_badges_change_and_the_page_stay_whole(program) -> None:
-    async with looking(program("chromium")) as tab:
+async def test_who_hangs_the_ratings_sees_badges_change_and_the_page_stay_whole(browser) -> None:
+    async with looking(browser) as tab:
         before = await tab.run(NAMES)
         await tab.press("[aria-label='5 visitors a second']")
         await tab.press("[data-upstream=ratings] [data-mode=hang]")
@@ -302,8 +302,8 @@ async def test_who_hangs_the_ratings_sees_badges_change_and_the_page_stay_whole(
     assert total.endswith("answered, 0 failed")
 
 
-async def test_a_user_never_seen_has_defaults_and_other_users_their_own_films(program) -> None:
-    async with looking(program("chromium")) as tab:
+async def test_a_user_never_seen_has_defaults_and_other_users_their_own_films(browser) -> None:
+    async with looking(browser) as tab:
         mine = await tab.run(NAMES)
         await tab.press("a[href='?user=grace']")
         await tab.until(f"{NAMES} !== '{mine}'")
@@ -318,9 +318,9 @@ async def test_a_user_never_seen_has_defaults_and_other_users_their_own_films(pr
     assert named == "Movie Not Found"
 
 
-async def test_a_pool_grows_and_shrinks_by_keyboard_and_says_what_cannot_be(program) -> None:
+async def test_a_pool_grows_and_shrinks_by_keyboard_and_says_what_cannot_be(browser) -> None:
     limit = "document.querySelector('[data-upstream=info] input')"
-    async with looking(program("chromium")) as tab:
+    async with looking(browser) as tab:
         await tab.run("document.querySelector('[aria-label=\"Shrink the pool of info\"]').focus()")
         await tab.key("Enter", 13, "\r")
         await tab.until("document.querySelectorAll('[data-upstream=info] .slots i').length === 12")
@@ -337,8 +337,8 @@ async def test_a_pool_grows_and_shrinks_by_keyboard_and_says_what_cannot_be(prog
 
 
 @pytest.mark.parametrize(("width", "dark"), [(360, False), (360, True), (800, False), (1280, True)])
-async def test_it_fits_every_screen_and_is_read_by_day_and_night(program, width: int, dark: bool) -> None:
-    async with looking(program("chromium")) as tab:
+async def test_it_fits_every_screen_and_is_read_by_day_and_night(browser, width: int, dark: bool) -> None:
+    async with looking(browser) as tab:
         if dark:
             await tab.dark()
         await tab.size(width, 800, phone=width < 500)

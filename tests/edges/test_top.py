@@ -18,11 +18,13 @@ import pytest
 from aiohttp import web
 from rich.console import Console
 
+from gateway import Gateway
 from gateway.top import NotAnswered
 from gateway.top import line as top_line
 from gateway.top.line import documents, follow
 from gateway.top.screen import Screen
 from gateway.top.verdict import percent, seconds
+from tests.edges.admin.asking import admin_of
 from tests.edges.pretended import Pretended
 from tests.edges.running import GATEWAY
 from tests.edges.serving import served
@@ -285,6 +287,25 @@ async def test_where_nobody_watches_it_prints_one_picture() -> None:
 
     assert (done.returncode, err) == (0, b"")
     assert out.decode().splitlines()[0].startswith("● 3 upstreams, all answered")
+
+
+@pytest.mark.asyncio
+async def test_the_token_is_that_of_the_environment() -> None:
+    gate = Gateway()
+    gate.upstream("ratings")
+    ended = []
+    async with admin_of(gate, token="w" * 20, read_token="r" * 20) as admin:
+        for environment in ({}, {"GATEWAY_ADMIN_READ_TOKEN": "r" * 20}):
+            command = (*GATEWAY, "top", "--admin", admin.url)
+            done = await asyncio.create_subprocess_exec(
+                *command, stdout=-1, stderr=-1, env={**os.environ, **environment}
+            )
+            out, err = await done.communicate()
+            ended.append((done.returncode, out.decode().partition(" ")[0], err.decode()))
+
+    assert ended[0][0] == 1
+    assert ended[0][2].startswith("Error: a token is needed")
+    assert ended[1] == (0, "●", "")
 
 
 @pytest.mark.asyncio
