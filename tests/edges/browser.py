@@ -8,7 +8,7 @@ import subprocess
 from asyncio.subprocess import DEVNULL
 from base64 import b64decode
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -170,31 +170,6 @@ def started(chromium: str) -> Iterator[Browser]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-@asynccontextmanager
-async def browsing(chromium: str) -> AsyncIterator[Tab]:
-    """A browser with an empty tab."""
-    with TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        process = await asyncio.create_subprocess_exec(
-            chromium, *FLAGS, f"--user-data-dir={home}", "about:blank", stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL
-        )
-        try:
-            port = await port_of(Path(home) / "DevToolsActivePort")
-            async with aiohttp.ClientSession() as session:
-                async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
-                    tabs = [tab for tab in await response.json() if tab["type"] == "page"]
-                async with session.ws_connect(tabs[0]["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                    yield Tab(socket)
-        finally:
-            with suppress(ProcessLookupError):
-                process.terminate()
-            try:
-                async with asyncio.timeout(5):
-                    await process.wait()
-            except TimeoutError:
-                process.kill()
-                await process.wait()
 
 
 async def port_of(file: Path) -> str:

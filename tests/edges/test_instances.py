@@ -19,7 +19,7 @@ from gateway.demo import info, ratings
 from gateway.demo.catalog import Catalog
 from gateway.demo.processes import SIGNAL_FOR
 from gateway.testing import assert_nothing_left
-from tests.edges.browser import browsing
+from tests.edges.browser import Browser
 from tests.edges.running import ANY_PORTS, Running, ask, free_ports, lives, running
 from tests.edges.serving import served
 
@@ -235,12 +235,12 @@ def test_their_ports_begin_with_that_of_the_first() -> None:
 
 
 @pytest.mark.asyncio
-async def test_who_kills_one_of_three_sees_it_dead_and_the_page_live(program) -> None:
+async def test_who_kills_one_of_three_sees_it_dead_and_the_page_live(browser: Browser) -> None:
     starting = running("demo", *THREE)
     demo = await asyncio.to_thread(starting.__enter__)
     rows = "[...document.querySelectorAll('[data-upstream=ratings] .instances li')]"
     try:
-        async with browsing(program("chromium")) as tab:
+        async with browser.tab() as tab:
             await tab.size(360, 800, phone=True)
             await tab.open(demo.urls["catalog"] + "/?user=ada")
             await tab.until(f"{rows}.length === 3")
