@@ -10,8 +10,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install -
 # Layers 0 to 4 and the tiers: what coverage holds at 100 % of branches.
 comma := ,
 space := $(subst ,, )
-PARTS := outcome policy context lane call window counts arguments bulkhead breaker retry coalesce events operation upstream
-CORE := $(subst $(space),$(comma),$(PARTS:%=gateway/%.py) fallbacks/answer.py fallbacks/chain.py fallbacks/tiers.py fallbacks/last_good.py)
+PARTS := outcome policy context lane call window counts arguments bulkhead breaker retry coalesce events terms memory views operation upstream
+CORE := $(subst $(space),$(comma),$(PARTS:%=gateway/%.py) fallbacks/answer.py fallbacks/chain.py fallbacks/tiers.py fallbacks/last_good.py fallbacks/copying.py fallbacks/sizes.py fallbacks/behind.py fallbacks/envelope.py fallbacks/spelling.py fallbacks/wall.py)
 
 # Two stamps, since the demo needs no tools. An environment whose Python is gone is made anew.
 RUN := $(VENV)/.run
