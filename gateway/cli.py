@@ -240,7 +240,7 @@ def run_all(**options: Any) -> None:
     services[0] = replace(services[0], options=(*services[0].options, *asked), also=(admin,))
     admin_url = site.url_of(*admin.getsockname()[:2])
     try:
-        asyncio.run(processes.run(services, when_ready=f"admin ready {admin_url}\n{hints(urls, admin_url)}"))
+        asyncio.run(processes.run(services, when_ready=hints(urls, admin_url)))
     except processes.ServiceEnded as error:
         raise click.ClickException(str(error)) from None
 
@@ -262,7 +262,7 @@ def run_one(service: str, port: int | None, **options: Any) -> None:
         if service == "catalog":
             options["admin"] = listen_for_admin(**options)
             if parent is None:
-                site.say(f"admin ready {site.url_of(*options['admin'].getsockname()[:2])}")
+                site.say(f"watch it, and tune it: {site.url_of(*options['admin'].getsockname()[:2])}/")
     except site.CannotListen as error:
         raise click.ClickException(str(error)) from None
 

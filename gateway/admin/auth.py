@@ -98,7 +98,7 @@ class Guards:
         """What the request may do. Raises for one that may do nothing."""
         if self.open:
             return "write"
-        remote = remote_of(request)
+        remote = remote_of(request.remote or "")
         wait = self._guesses.wait_for(remote)
         if wait > 0:
             seconds = str(ceil(wait))
@@ -223,18 +223,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def remote_of(request: web.Request) -> str:
-    """Who sent it."""
-    remote = request.remote or ""
+def remote_of(address: str) -> str:
+    """Who is told apart by an address: of an IPv6 one only its network."""
     try:
-        address = ip_address(remote)
+        known = ip_address(address)
     except ValueError:
-        return remote
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return f"{IPv6Address(int(address) >> IPV6_NETWORK << IPV6_NETWORK)}/{IPV6_NETWORK}"
-    return remote
+        return address
+    if not isinstance(known, IPv6Address):
+        return address
+    if known.ipv4_mapped is not None:
+        return str(known.ipv4_mapped)
+    return f"{IPv6Address(int(known) >> IPV6_NETWORK << IPV6_NETWORK)}/{IPV6_NETWORK}"
 
 
 def comes_from_elsewhere(request: web.Request) -> bool:

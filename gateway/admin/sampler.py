@@ -12,10 +12,10 @@ from __future__ import annotations
 from asyncio import CancelledError, Task, get_running_loop, sleep
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context
-from itertools import accumulate, islice
+from itertools import accumulate
 from operator import add, sub
 from time import monotonic, time
 from typing import NamedTuple, Protocol
@@ -212,7 +212,7 @@ class Track:
 
     def __init__(self, look: Look) -> None:
         self.looks: deque[Look] = deque([look], WINDOW + 1)
-        self.spark: deque[tuple[float, float, float]] = deque(maxlen=SPARK)
+        self.asked, self.degraded, self.failed = (deque([0.0] * SPARK, SPARK) for _ in range(3))  # a second each
         self.arrivals: deque[float] = deque(maxlen=2 * GENERATION)
         self.peaks: deque[int] = deque([0], WINDOW)  # the most that were in the pool, second by second
         self.spans: deque[Span] = deque([Span(look)], 2)
@@ -249,7 +249,8 @@ class Track:
             return
         self.looks.append(look)
         asked, degraded, failed, wanted = moved(look.operations, before.operations)
-        self.spark.append((asked / seconds, degraded / seconds, failed / seconds))
+        for spark, number in ((self.asked, asked), (self.degraded, degraded), (self.failed, failed)):
+            spark.append(number and round(number / seconds, 2))
         self.arrivals.append(wanted / seconds)
         self.peaks.append(0)
         if look.at - self.spans[-1].began_at >= GENERATION:
@@ -270,6 +271,18 @@ class Track:
     def window(self, operation: str | None = None) -> Window:
         """What happened in the last `WINDOW` seconds."""
         return self.between(self.looks[-1], self.looks[0], operation)
+
+    def windows(self) -> tuple[Window, dict[str, Window]]:
+        """The same of all operations, and of each: in one go, for those who show both."""
+        after, before = self.looks[-1], self.looks[0]
+        each = {name: self.between(after, before, name) for name in after.operations}
+        counts, latency = NOTHING, NONE
+        for one in each.values():
+            if one.moved is not NOTHING:
+                counts = tuple(map(add, counts, one.moved))
+            if one.latency is not NONE:
+                latency = one.latency if latency is NONE else latency.plus(one.latency)
+        return Window(max(after.at - before.at, 1e-9), counts, latency, after.waits.since(before.waits)), each
 
 
 def moved(after: dict[str, Mark], before: dict[str, Mark]) -> tuple[int, int, int, int]:
@@ -396,9 +409,3 @@ def look_of(upstream: Upstream, at: float, before: Look | None = None) -> Look:
     known = {} if before is None else before.operations
     operations = {operation.name: Mark.of(operation, known.get(operation.name)) for operation in upstream}
     return Look(at, operations, Buckets.of(upstream.waits, None if before is None else before.waits))
-
-
-def newest(values: Iterable[float], number: int) -> list[float]:
-    """The last few of them, oldest first, with zeros in front where there are not so many."""
-    last = list(islice(reversed(list(values)), number))[::-1]
-    return [0.0] * (number - len(last)) + last

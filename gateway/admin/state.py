@@ -26,7 +26,7 @@ from yarl import URL
 
 from gateway.admin.advice import advice_for
 from gateway.admin.hystrix import Hystrix
-from gateway.admin.sampler import SPARK, Sampler, Track, Window, newest
+from gateway.admin.sampler import NONE, NOTHING, Sampler, Window
 from gateway.admin.stories import LINES, PLAIN_EVERY, Stories, Story, short
 from gateway.breaker import BreakerSnapshot, CircuitBreaker
 from gateway.counts import ENDS, Counts, LatencySnapshot, Tally
@@ -38,7 +38,7 @@ from gateway.upstream import Upstream
 CIRCUITS = 20
 """Circuits with a key that an upstream shows: those that are not at rest first."""
 LONGEST_KEY = 100
-SLICE = 4
+SLICE = 2
 """Upstreams that are put down in one turn of the loop."""
 WORDS = {"healthy": "up", "ramping": "up"}
 """What the document calls an endpoint's state, where the word differs."""
@@ -142,12 +142,11 @@ class State:
         policy, pool = upstream.policy, upstream.bulkhead.snapshot()
         upstream._pay_in()  # noqa: SLF001 - as its snapshot does: what is left of the budget is known only then
         budget = upstream.budget
-        operations = [operation_of(operation, track) for operation in upstream]
+        window, each = track.windows()
+        operations = [operation_of(operation, each.get(operation.name, NOTHING_YET)) for operation in upstream]
         total = dict(
             zip(COUNTS, map(sum, zip(*(one["total"].values() for one in operations), strict=True)), strict=False)
         )
-        window = track.window()
-        spark = [[round(rate, 2) for rate in rates] for rates in zip(*track.spark, strict=True)] or [[], [], []]
         return {
             "name": name,
             "kind": "http" if isinstance(upstream, HttpUpstream) else "plain",
@@ -173,9 +172,9 @@ class State:
             "window": {**window_of(window), "waits": figures(window.waits.snapshot())},
             "total": total or dict.fromkeys(COUNTS, 0),
             "adds_up": all(one["adds_up"] for one in operations),
-            "spark": newest(spark[0], SPARK),
-            "spark_degraded": newest(spark[1], SPARK),
-            "spark_failed": newest(spark[2], SPARK),
+            "spark": list(track.asked),
+            "spark_degraded": list(track.degraded),
+            "spark_failed": list(track.failed),
             "operations": operations,
             "endpoints": endpoints_of(upstream),
         }
@@ -300,7 +299,7 @@ def window_of(window: Window) -> Document:
     """What happened of late. Rounded to what can be seen: there are many of them."""
     return {
         "seconds": round(window.seconds, 3),
-        "rates": {name: round(rate, 3) for name, rate in window.rates.items()},
+        "rates": {name: rate and round(rate, 3) for name, rate in window.rates.items()},
         "latency": figures(window.latency.snapshot()),
     }
 
@@ -317,7 +316,7 @@ def figures(shot: LatencySnapshot) -> Document:
     }
 
 
-def operation_of(operation: Operation[..., Any], track: Track) -> Document:
+def operation_of(operation: Operation[..., Any], window: Window) -> Document:
     """One operation. `memory` and `ages` are those of its remembered answers, None where it remembers none.
 
     Its window has no `waits`: calls queue for the upstream's pool, and are not told apart there. What a snapshot of
@@ -334,7 +333,7 @@ def operation_of(operation: Operation[..., Any], track: Track) -> Document:
     return {
         "name": operation.name,
         "total": numbers,
-        "window": window_of(track.window(operation.name)),
+        "window": window_of(window),
         "memory": plain(memories[0].snapshot()) if memories else None,
         "ages": figures(operation.ages.snapshot()) if memories else None,
         "adds_up": tally.asked == in_flight + sum(tally.ended.values()),
@@ -343,6 +342,7 @@ def operation_of(operation: Operation[..., Any], track: Track) -> Document:
 
 TALLIED = [one.name for one in fields(Counts) if one.name in Tally.__slots__]
 ENDED = [str(end) for end in ENDS]
+NOTHING_YET = Window(1.0, NOTHING, NONE, NONE)
 COUNTS = [*TALLIED, *ENDED, "in_flight", "fallback_failed"]
 
 

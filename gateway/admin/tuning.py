@@ -77,7 +77,7 @@ class Tuning:
         try:
             for upstream in self.gate:
                 if upstream.name in self.journal.tuned:
-                    self._lay_over(upstream)
+                    upstream.policy = self.over(upstream.name, upstream.policy)
         finally:
             self._mine = False
         self.gate.on(PolicyChanged)(self._changed)
@@ -97,18 +97,13 @@ class Tuning:
             return policy
         try:
             found = laid_over(policy, tuned)
+            if name in self.gate:
+                check(self.gate[name], found)
         except ConfigError as error:
             self._set_aside(name, error)
             return policy
         self.aside.pop(name, None)
         return found
-
-    def _lay_over(self, upstream: Upstream) -> None:
-        policy = self.over(upstream.name, upstream.policy)
-        try:
-            upstream.policy = policy
-        except ConfigError as error:  # an operation has something against it
-            self._set_aside(upstream.name, error)
 
     def _set_aside(self, name: str, error: ConfigError) -> None:
         if self.aside.get(name) != str(error):

@@ -56,6 +56,11 @@ class Running:
         return {one[1] or "": one[2] for one in found if one}
 
     @property
+    def admin(self) -> str:
+        """The admin server of its catalog."""
+        return next(found[1] for line in self.said if (found := re.search(r"tune it\W+(http://\S+)/", line)))
+
+    @property
     def ports(self) -> dict[str, int]:
         return {name: int(url.rpartition(":")[2]) for name, url in self.urls.items()}
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway import BulkheadPolicy, Gateway, Operation, Policy, RetryPolicy, Static, Upstream
-from gateway.admin.sampler import GENERATION, LOADS, NONE, SPARK, WINDOW, Buckets, Loads, Sampler, look_of, newest
+from gateway.admin.sampler import GENERATION, LOADS, NONE, SPARK, WINDOW, Buckets, Loads, Sampler, look_of
 from gateway.counts import Histogram
 from gateway.testing import VirtualTimeLoop
 from tests.support import QUIET, Boom, ended, gone
@@ -100,6 +100,7 @@ async def test_each_operation_has_a_window_of_its_own(gate: Gateway, ratings: Up
         assert track.window("stars").counts["asked"] == 1
         assert track.window("stars").latency.snapshot().max == pytest.approx(0.2, rel=0.2)
         assert track.window("none").counts["asked"] == 0
+        assert track.windows() == (track.window(), {name: track.window(name) for name in ("stars", "titles")})
 
 
 @virtual
@@ -130,10 +131,12 @@ async def test_a_sparkline_tells_answers_of_tiers_and_none_apart(gate: Gateway, 
         await ended(stars(error=Boom()))
         await ended(stars(error=Boom()))
         await asyncio.sleep(1.0)
-        spark = sampler.track(ratings).spark
+        track = sampler.track(ratings)
 
-    assert spark[0] == (0.0, 0.0, 0.0)
-    assert spark[1] == pytest.approx((4.0, 1.0, 2.0))
+    assert len(track.asked) == len(track.degraded) == len(track.failed) == SPARK
+    assert list(track.asked)[-3:] == pytest.approx([0.0, 0.0, 4.0])
+    assert list(track.degraded)[-3:] == pytest.approx([0.0, 0.0, 1.0])
+    assert list(track.failed)[-3:] == pytest.approx([0.0, 0.0, 2.0])
 
 
 @virtual
@@ -144,7 +147,7 @@ async def test_memory_is_bounded_however_long_it_looks(gate: Gateway, ratings: U
         track = sampler.track(ratings)
 
     assert len(track.looks) == WINDOW + 1
-    assert len(track.spark) == SPARK
+    assert len(track.asked) == len(track.degraded) == len(track.failed) == SPARK
     assert len(track.arrivals) == 2 * GENERATION
     assert len(track.spans) == 2
     assert len(track.peaks) == WINDOW
@@ -218,7 +221,7 @@ async def test_a_loop_that_stood_still_is_not_made_up_for(gate: Gateway, ratings
         await asyncio.sleep(1.0)
 
     assert looks <= 6
-    assert [round(asked, 2) for asked, *_ in track.spark] == [round(1 / 30.9, 2), 0.0]  # over the time it really took
+    assert list(track.asked)[-3:] == [0.0, round(1 / 30.9, 2), 0.0]  # over the time it really took
 
 
 @virtual
@@ -274,11 +277,6 @@ def test_loads_are_exact_where_pools_are_small_and_near_where_they_are_large() -
     assert loads.quantile(0.5) == 3
     assert loads.quantile(1.0) == 10_000_000
     assert sorted(set(LOADS)) == LOADS
-
-
-def test_a_sparkline_that_is_young_begins_with_zeros() -> None:
-    assert newest([1.0, 2.0], 4) == [0.0, 0.0, 1.0, 2.0]
-    assert newest([1.0, 2.0, 3.0], 2) == [2.0, 3.0]
 
 
 @virtual
@@ -337,5 +335,5 @@ async def test_what_memory_answers_needs_no_place_and_a_retry_does(gate: Gateway
         await asyncio.sleep(1.05)
         track = sampler.track(up)
 
-    assert track.spark[-1][0] == pytest.approx(11.0)
+    assert track.asked[-1] == pytest.approx(11.0)
     assert track.arrivals[-1] == pytest.approx(3.0)

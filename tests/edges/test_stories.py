@@ -209,6 +209,34 @@ async def test_a_refusal_is_an_answer(gate: Gateway, stories: Stories, ratings: 
     assert story.steps[-1].ok
 
 
+@virtual
+async def test_a_whole_story_as_the_engine_tells_it(gate: Gateway, stories: Stories) -> None:
+    budget = BudgetPolicy(ratio=0.0, minimum=0.001, burst=1)
+    policy = Policy(
+        breaker=NEVER_OPENS,
+        retry=RetryPolicy(attempts=3, wait=lambda _: 0.05, budget=budget),
+        timeout=TimeoutPolicy(call=3.0, attempt=0.3),
+        bulkhead=BulkheadPolicy(limit=1),
+    )
+    ratings = gate.upstream("ratings", policy=policy)
+    stars = operation(ratings, fallback=[LastGood(max_age=300)], key=lambda *_, **__: "ada")
+
+    async with gate:
+        await stars()
+        await asyncio.sleep(7.0)
+        first = asyncio.create_task(stars(takes=0.012))
+        await asyncio.sleep(0)
+        answer = await stars.ask(takes=1.0)
+        await first
+
+    assert answer.age == pytest.approx(0.65)
+    assert texts(stories)[0] == (
+        "queued 12 ms; circuit closed; attempt 1: no answer within 0.300 s (attempt); again after 50 ms; "
+        "attempt 2: no answer within 0.300 s (attempt); no further try: the retry budget of ratings is used up; "
+        "answered by last good, 650 ms old"
+    )
+
+
 # -- events of one call
 
 

@@ -391,6 +391,34 @@ async def test_a_start_goes_well_where_what_is_tuned_does_not_fit(file: Path) ->
         assert gate["ratings"].policy.timeout.attempt == 2
 
 
+async def test_what_an_operation_has_against_it_by_now_is_set_aside_also_on_a_reload(file: Path) -> None:
+    async with admin_of(from_file(file)) as admin:
+        await patch(admin, {"timeout": {"call": 1}})
+    gate = from_file(file)
+
+    @gate["ratings"].operation(timeout=TimeoutPolicy(attempt=3.0))
+    async def stars() -> None: ...
+
+    async with admin_of(gate) as admin:
+        at_start = gate["ratings"].policy.timeout.call
+        file.write_text(FILE + "queue = 5\n")
+
+        assert gate.reload() == ("ratings",)
+
+        assert at_start == 20.0
+        assert gate["ratings"].policy == Policy(bulkhead=BulkheadPolicy(limit=20, queue=5))
+        assert "operation" in (await ask(admin, "GET", f"{POLICY}?knobs=1")).json["aside"]
+
+
+async def test_what_another_thread_tunes_is_told_too(gate: Gateway, tmp_path: Path) -> None:
+    async with await serve(gate, port=0, journal=tmp_path / "journal"):  # the gateway is open on no loop
+        await asyncio.to_thread(gate["ratings"].tune_fields, {"bulkhead.limit": 99})
+        await steps(2)
+
+    record = json.loads((tmp_path / "journal").read_text())
+    assert (record["who"], record["changes"]) == ("code", {"bulkhead.limit": [20, 99]})
+
+
 async def test_what_would_not_hold_after_a_restart_is_an_error(admin: Admin, gate: Gateway) -> None:
     gate["ratings"].tune_fields({"timeout.call": 30.0})
 

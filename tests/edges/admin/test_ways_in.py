@@ -12,7 +12,8 @@ import pytest_asyncio
 
 from gateway import BulkheadPolicy, ConfigError, Gateway, Policy
 from gateway.admin import Admin, serve, server
-from gateway.admin.auth import GUESSES, REMOTES, Guards, Guesses
+from gateway.admin.auth import GUESSES, REMOTES, Guards, Guesses, remote_of
+from gateway.admin.pages import page
 from gateway.admin.routes import LARGEST
 from tests.edges.admin.asking import admin_of, ask
 
@@ -130,6 +131,14 @@ async def test_tokens_may_come_from_the_environment(gate: Gateway, monkeypatch: 
         statuses = [(await ask(admin, "GET", "/state", token=token)).status for token in (None, READ, WRITE)]
 
     assert statuses == [401, 200, 200]
+
+
+async def test_the_page_itself_needs_no_token_for_it_asks_for_one(guarded: Admin) -> None:
+    replies = [await ask(guarded, "GET", path) for path in page()]
+
+    assert [reply.status for reply in replies] == [200] * len(page())
+    assert replies[0].headers["content-type"] == "text/html; charset=utf-8"
+    assert all(WRITE.encode() not in reply.body for reply in replies)
 
 
 # -- 4, 5, 6: other sites
@@ -308,6 +317,20 @@ async def test_guesses_are_forgotten_one_after_the_other_and_take_bounded_memory
     assert after <= 0 < 6.0
     assert len(guesses) == REMOTES
     assert guesses.wait_for("nobody") <= 0
+
+
+@pytest.mark.parametrize(
+    ("address", "remote"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("", ""),
+    ],
+)
+async def test_who_has_a_network_of_addresses_is_one_remote(address: str, remote: str) -> None:
+    assert remote_of(address) == remote
 
 
 # -- 11: bodies
