@@ -37,7 +37,6 @@ class Landed(Struct, frozen=True):
     error: BaseException | None = None
     outcome: Outcome = Outcome.SUCCESS
     not_sent: bool = False
-    attempts: int = 1
 
     def value_for_one(self) -> Any:
         """The value, for one caller to do with as he likes."""

@@ -647,7 +647,7 @@ class Operation(Generic[P, T]):
             call.source = Source.COALESCED
             return Answer(flight.value_for_one(), Source.COALESCED)
         error = again(flight.error)
-        call.outcome, call.not_sent, call.attempts = flight.outcome, flight.not_sent, flight.attempts
+        call.outcome, call.not_sent = flight.outcome, flight.not_sent  # its tries are counted as the leader's
         if flight.outcome is Outcome.REFUSED:
             call.error = error
         elif isinstance(error, GatewayError) and flight.outcome is not Outcome.REJECTED:
@@ -659,7 +659,7 @@ class Operation(Generic[P, T]):
         where = f"{self.upstream.name}.{self.name}"
         late = FailedTimeout(f"{where}: no answer within {took:.3f} s from the identical call in flight")
         late.upstream, late.operation, late.waited_for = self.upstream.name, self.name, "deadline"
-        late.attempts = call.attempts = 1  # the flight counts as one
+        late.attempts = 1  # the flight counts as one
         call.outcome, call.failure = Outcome.FAILED, late
         return late
 
@@ -670,8 +670,8 @@ class Operation(Generic[P, T]):
             self._leave_flight(call)
             return
         flight, call.flight = cast("Led", call.flight), None
-        failed = Landed(error=error, outcome=call.outcome, not_sent=call.not_sent, attempts=call.attempts)
-        flight.fail(failed)
+        # A twin, made now: what the leader's own tiers will note on his error is nothing to the others.
+        flight.fail(Landed(error=again(error), outcome=call.outcome, not_sent=call.not_sent))
 
     def _leave_flight(self, call: Call) -> None:
         flight, call.flight = cast("Led", call.flight), None
