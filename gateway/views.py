@@ -45,6 +45,11 @@ class Using(Generic[P, T]):
         ask = type(self._operation).ask_blocking
         return ask(cast("Operation[P, T]", self), *args, **kwargs)
 
+    @property
+    def operation(self) -> Operation[P, T]:
+        """The operation itself."""
+        return self._operation
+
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         call = self._operation._begin(args, kwargs)  # noqa: SLF001 - the two are one thing
         call.wants = self._wants

@@ -208,6 +208,8 @@ class Storm:
             if isinstance(answer.value, list):
                 assert answer.value == list(asked)
                 answer.value.append("mine to change")
+                assert answer.age <= MAX_AGE
+                assert answer.degraded == (answer.source is Source.LAST_GOOD)
                 return
             assert answer.value == asked or (answer.source is Source.STATIC and answer.error.outcome != "unknown")
             assert answer.source is not Source.LAST_GOOD or answer.age <= MAX_AGE

@@ -164,7 +164,7 @@ async def remembered(user: int, token: str) -> bytes:
 
 async def remembering() -> None:
     assert_type(await remembered.using(max_age=5.0)(1, "t"), bytes)
-    assert_type(await remembered.using(only_live=True).ask(1, token="t"), Answer[bytes])
+    assert_type(await remembered.using(only_live=True).ask(1, "t"), Answer[bytes])
     assert_type(remembered.using().call_blocking(1, "t"), bytes)
     assert_type(await Movies().by_instance.using(max_age=5)("alien", best=3), float)
     assert_type(remembered.forget(1, "t"), bool)
