@@ -618,7 +618,7 @@ class Operation(Generic[P, T]):
             found = self._memory.look(call.key, call.at, max_age)
             if found is not None:
                 value, call.age = found
-                call.source = Source.CACHED
+                call.source, call.outcome = Source.CACHED, Outcome.SUCCESS
                 if self._memory.is_due(call.key, call.age):
                     self._refresh(call)
                 self.ages.record(call.age)
@@ -652,7 +652,7 @@ class Operation(Generic[P, T]):
             except Exception:
                 log.exception("%s: an answer could not be copied again", self._memory.where)
                 return None
-            call.source = Source.COALESCED
+            call.source, call.outcome = Source.COALESCED, Outcome.SUCCESS
             return Answer(value, Source.COALESCED)
         error = again(flight.error)
         call.outcome, call.not_sent = flight.outcome, flight.not_sent  # its tries are counted as the leader's
@@ -662,15 +662,13 @@ class Operation(Generic[P, T]):
             call.failure = error
         return await self._fall_back(call, cast("Exception", error))
 
-    def _too_late_in_flight(self, call: Call) -> Failed | Unknown:
+    def _too_late_in_flight(self, call: Call) -> FailedTimeout:
         took = call.at - call.asked_at
         where = f"{self.upstream.name}.{self.name}"
-        call.outcome = Outcome.FAILED if self.idempotent else Outcome.UNKNOWN
-        kind = FailedTimeout if self.idempotent else UnknownTimeout
-        late = kind(f"{where}: no answer within {took:.3f} s from the identical call in flight")
+        late = FailedTimeout(f"{where}: no answer within {took:.3f} s from the identical call in flight")
         late.upstream, late.operation, late.waited_for = self.upstream.name, self.name, "deadline"
         late.attempts = 1  # the flight counts as one
-        call.failure = late
+        call.outcome, call.failure = Outcome.FAILED, late
         return late
 
     def _end_flight(self, call: Call, error: Exception) -> None:

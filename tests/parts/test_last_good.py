@@ -14,7 +14,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from aiocache import SimpleMemoryCache
 from msgspec import Struct
 
 from fallbacks import Answer, Fallback, LastGood, Question, Source, Static
@@ -24,9 +23,9 @@ from fallbacks.copying import copied
 from fallbacks.envelope import wrap
 from fallbacks.last_good import MIB, MOST_DRIVEN_OUT, MemorySnapshot
 from fallbacks.sizes import ATOM_SIZE, size_of
-from fallbacks.stores.octets import Octets
 from fallbacks.wall import WALL
 from gateway.testing import VirtualTimeLoop
+from tests.stores import Store
 from tests.support import Boom, now, steps
 
 pytestmark = pytest.mark.virtual_time
@@ -500,49 +499,6 @@ def test_a_value_that_cannot_be_copied_leaves_the_memory_as_it_was() -> None:
 
 
 # -- the store behind: what it does itself is in test_behind.py, here is what the two do together
-
-
-class Store(SimpleMemoryCache):
-    """A backend that holds bytes, counts, and does as it is told."""
-
-    def __init__(self) -> None:
-        super().__init__(serializer=Octets())
-        self.gets: list[str] = []
-        self.error: Exception | None = None
-        self.delay = 0.0
-
-    async def _multi_set(self, pairs: Any, ttl: Any = None, **kwargs: Any) -> Any:
-        await self._do()
-        self._cache.update(pairs)
-
-    async def _multi_get(self, keys: Any, **kwargs: Any) -> Any:
-        self.gets.append(keys[0])
-        await self._do()
-        return [self._cache.get(key) for key in keys]
-
-    async def _delete(self, key: str, **kwargs: Any) -> int:
-        await self._do()
-        return int(self._cache.pop(key, None) is not None)
-
-    async def newest(self, most_entries: int, most_bytes: float) -> dict[str, bytes]:
-        """All it has, as SQLiteStore would tell it."""
-        entries = dict(self._cache)
-        await self._do()
-        return dict(list(entries.items())[-most_entries:])
-
-    async def _do(self) -> None:
-        if self.delay:
-            await sleep(self.delay)
-        if self.error is not None:
-            raise self.error
-
-    def put(self, key: Any, value: Any, age: float, kind: Any = Any) -> None:
-        """As another process would have written it so many seconds ago."""
-        self._cache[name_of(key)] = wrap(value, WALL.now() - age, kind)
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._cache)
 
 
 async def asked(memory: LastGood, key: Any = "k", **given: Any) -> Answer[Any] | None:
