@@ -822,7 +822,8 @@ class Operation(Generic[P, T]):
         async def work() -> None:
             nonlocal warmed
             for one in todo:
-                warmed += await self._warm_one(one if isinstance(one, tuple) else (one,))
+                is_warm = await self._warm_one(one if isinstance(one, tuple) else (one,))
+                warmed += is_warm  # not in one: others add to it meanwhile
 
         try:
             async with TaskGroup() as group:

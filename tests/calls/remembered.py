@@ -19,7 +19,7 @@ class World:
         self.up: Upstream = gate.upstream("world", policy=policy)
         self.took = 1.0
         self.error: BaseException | None = None
-        self.value: Callable[[str], Any] = lambda movie: [movie, self.sent]
+        self.value: Callable[[str], Any] | None = None  # else the movie, and which answer it is
         self.sent = 0
         self.running = self.peak = 0
 
@@ -28,7 +28,7 @@ class World:
 
         @self.up.operation(name="ask", **{"idempotent": True, **said})
         async def ask(movie: str = "alien") -> list[Any]:
-            self.sent += 1
+            self.sent = number = self.sent + 1
             self.running += 1
             self.peak = max(self.peak, self.running)
             try:
@@ -37,7 +37,7 @@ class World:
                 self.running -= 1
             if self.error is not None:
                 raise self.error
-            return self.value(movie)  # type: ignore[no-any-return]
+            return [movie, number] if self.value is None else self.value(movie)  # type: ignore[no-any-return]
 
         return ask
 
