@@ -181,8 +181,8 @@ async def test_a_call_that_was_forgotten_may_still_fall_back(world: World) -> No
 
 @pytest.fixture
 def of_users(world: World) -> Any:
-    @world.up.operation(idempotent=True, fresh_for=60.0, secret=("token",), fallback=[LastGood()])
-    async def ratings(user: str, page: int, token: str = "t") -> list[Any]:
+    @world.up.operation(idempotent=True, fresh_for=60.0, secret=("hush",), fallback=[LastGood()])
+    async def ratings(user: str, page: int, hush: str = "t") -> list[Any]:
         world.sent += 1
         return [user, page]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncio import CancelledError, Task, create_task, current_task, sleep
 from math import inf
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -292,7 +292,7 @@ class Formatted(Exception):
 class Strict(Exception):
     """That is made in one place only."""
 
-    def __new__(cls, *args: object) -> Strict:
+    def __new__(cls, *args: object) -> Self:
         if args[-1:] != ("let me",):
             raise TypeError("not like that")
         return super().__new__(cls, *args)
