@@ -327,3 +327,20 @@ async def test_who_answers_and_how_old_that_is(gate: Gateway, upstream: str, kep
         assert end.value == ["alien", 1]
         assert end.stored_at == pytest.approx(WALL.now() - end.age, abs=0.5)
     await gate.close()
+
+
+# -- many keys
+
+
+async def test_many_keys_stay_within_the_bound(world: World) -> None:
+    memory = LastGood(max_entries=500, max_bytes=20_000)
+    world.took = 0.0
+    ask = world.ask(fallback=[memory], size_of=len)
+    world.value = lambda movie: movie
+
+    for number in range(5_000):
+        await ask(f"movie {number:05}")
+        assert len(memory) <= 500
+        assert memory.bytes_used <= 20_000
+
+    assert memory.snapshot().evicted == 4_500
