@@ -21,7 +21,7 @@ from fallbacks.behind import name_of
 from fallbacks.chain import may_await
 from fallbacks.copying import copied
 from fallbacks.envelope import wrap
-from fallbacks.last_good import MIB, MOST_DRIVEN_OUT, MemorySnapshot
+from fallbacks.last_good import MIB, MOST_DRIVEN_OUT, Entry, MemorySnapshot
 from fallbacks.sizes import ATOM_SIZE, size_of
 from fallbacks.wall import WALL
 from gateway.testing import VirtualTimeLoop
@@ -550,7 +550,7 @@ async def test_what_is_too_old_in_memory_may_be_younger_in_the_store() -> None:
     store = Store()
     store.put("k", "theirs", age=1.0)
     memory = LastGood(max_age=60.0, store=store)
-    memory._put("k", ("ours", now() - 61.0, 4, True))
+    memory._insert("k", Entry("ours", now() - 61.0, 4, True), None)
 
     assert await value_of(memory) == "theirs"
 

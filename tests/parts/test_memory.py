@@ -16,7 +16,7 @@ from tests.support import Boom
 
 
 def made(*tiers: Any, kind: Any = Any, **said: Any) -> Memory:
-    memory = Memory("world.ask", Terms(**said), kind=lambda: kind)
+    memory = Memory("world.ask", Terms(**said), kind=lambda: kind, worth=worth_remembering)
     memory.use(tiers)
     return memory
 
