@@ -74,6 +74,7 @@ class LastGood:
         "_bytes",
         "_copy",
         "_entries",
+        "_forgets",
         "_frozen",
         "_frozen_bytes",
         "after_unknown",
@@ -109,6 +110,7 @@ class LastGood:
         self._behind = None if store is None else Behind(store, max_age=max_age, max_bytes=max_bytes)
         self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
         self._bytes = 0
+        self._forgets = 0  # how often something was forgotten: what was read of the store before does not come back
         self._frozen: dict[str, bytes] = {}  # what a warm start brought, as it stood in the store, by its name there
         self._frozen_bytes = 0
 
@@ -182,6 +184,7 @@ class LastGood:
 
     def forget(self, key: Hashable) -> bool:
         """Forget one answer, in the store too; whether memory had it."""
+        self._forgets += 1
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._bytes -= entry.size
@@ -196,6 +199,7 @@ class LastGood:
 
         A store knows no parts of keys: there, forgetting too much is the safe side.
         """
+        self._forgets += 1
         keys = [key for key in self._entries if meant(key)]
         for key in keys:
             self._bytes -= self._entries.pop(key).size
@@ -221,7 +225,11 @@ class LastGood:
         """Take in what the store has, as far as it can list that and the bounds allow; how many answers."""
         if self._behind is None:
             return 0
-        self._frozen = await self._behind.newest(self.max_entries, self.max_bytes)
+        forgets = self._forgets
+        frozen = await self._behind.newest(self.max_entries, self.max_bytes)
+        if self._forgets != forgets:  # it may be among these; the store is asked one by one, then
+            return 0
+        self._frozen = frozen
         self._frozen_bytes = sum(map(len, self._frozen.values()))
         self._melt()
         return len(self._frozen)
@@ -251,6 +259,8 @@ class LastGood:
 
     def _insert(self, key: Hashable, entry: Entry, old: Entry | None) -> None:
         """A new entry, in the place of an old one if there was any."""
+        if type(entry.size) is not int or entry.size < 0:  # of a user's size_of=: it would count wrong for ever
+            raise TypeError(f"size_of= gave {entry.size!r}, which is no number of bytes")
         self._entries[key] = entry
         if old is not None:
             self._entries.move_to_end(key)
@@ -304,7 +314,7 @@ class LastGood:
             self._frozen_bytes -= len(frozen.pop(next(iter(frozen))))
 
     async def _from_store(self, behind: Behind, question: Question) -> Answer[Any] | None:
-        entry = self._entries.get(question.key)
+        entry, forgets = self._entries.get(question.key), self._forgets
         before = None if entry is None else entry.at
         found = await behind.read(question.key, question.kind, question.operation)
         if found is None:
@@ -313,7 +323,8 @@ class LastGood:
         if age > self.max_age:
             return None
         now = self._entries.get(question.key)
-        if now is entry and (now is None or now.at == before):  # else a live one came meanwhile, and stays
+        # Unless a live one came meanwhile, which stays, or something was forgotten, which may be this.
+        if now is entry and (now is None or now.at == before) and self._forgets == forgets:
             entry = self._kept(question.key, value, question.now - age)
             value = entry.value if entry.shared else copied(entry.value)
         return Answer(value, Source.LAST_GOOD, age, question.error, stored_at)

@@ -1,11 +1,12 @@
 """An async gateway: every upstream gets its own pool, its own circuit, its own limits on time, and its own plan B."""
 
 from fallbacks import Alternate, Answer, Fallback, LastGood, Question, Source, Static, Tier, handler
+from fallbacks.last_good import MemorySnapshot
 from gateway.breaker import BreakerSnapshot, CircuitBreaker, Permit
 from gateway.bulkhead import Bulkhead, BulkheadSnapshot
 from gateway.context import Deadline
 from gateway.counts import Counts, LatencySnapshot
-from gateway.events import AttemptFailed, CallFinished, CircuitChanged, Event
+from gateway.events import AttemptFailed, CallFinished, CircuitChanged, Event, PolicyChanged
 from gateway.gathering import gather
 from gateway.http.reply import HttpRefused, HttpReply
 from gateway.operation import Operation, OperationSnapshot
@@ -80,12 +81,14 @@ __all__ = [
     "KeyNeeded",
     "LastGood",
     "LatencySnapshot",
+    "MemorySnapshot",
     "NotSent",
     "Operation",
     "OperationSnapshot",
     "Outcome",
     "Permit",
     "Policy",
+    "PolicyChanged",
     "Question",
     "Refused",
     "Rejected",

@@ -13,13 +13,18 @@ import logging
 from asyncio import Future, get_running_loop
 from collections.abc import Callable, Hashable
 from contextlib import suppress
+from copy import copy
 from math import inf
-from typing import Any, TypeVar
+from operator import is_
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 
 from fallbacks.copying import copied
-from gateway.outcome import Outcome
+from gateway.outcome import Outcome, Refused
+
+if TYPE_CHECKING:
+    from asyncio import Task
 
 log = logging.getLogger("gateway")
 
@@ -37,7 +42,6 @@ class Landed(Struct, frozen=True):
     error: BaseException | None = None
     outcome: Outcome = Outcome.SUCCESS
     not_sent: bool = False
-    attempts: int = 1
 
     def value_for_one(self) -> Any:
         """The value, for one caller to do with as he likes."""
@@ -60,11 +64,12 @@ News = Landed | Told
 class Flight:
     """One call that several wait for."""
 
-    __slots__ = ("_flights", "followers", "key")
+    __slots__ = ("_flights", "followers", "key", "task")
 
-    def __init__(self, flights: Flights, key: Hashable) -> None:
+    def __init__(self, flights: Flights, key: Hashable, task: Task[Any]) -> None:
         self._flights = flights
         self.key = key
+        self.task = task  # of who leads it: whoever asks for the same in there would wait for himself
         self.followers: dict[Future[News], float] = {}  # each with the seconds it may wait at most, as an instant
 
     @property
@@ -145,11 +150,11 @@ class Flights:
         """The flight that is under way."""
         return self._under_way.get(key)
 
-    def begin(self, key: Hashable) -> Flight | None:
-        """A flight to lead; None where there are too many, or one of this key: then a call goes alone."""
+    def begin(self, key: Hashable, task: Task[Any]) -> Flight | None:
+        """A flight to lead, in this task; None where there are too many, or one of this key: then a call goes alone."""
         if key is None or len(self._under_way) >= MOST_FLIGHTS or key in self._under_way:
             return None
-        flight = self._under_way[key] = Flight(self, key)
+        flight = self._under_way[key] = Flight(self, key, task)
         return flight
 
     def end(self, flight: Flight) -> None:
@@ -175,18 +180,36 @@ def tell(follower: Future[News], news: News) -> None:
 def again(error: E) -> E:
     """The same error once more, for another caller, from the same cause.
 
-    One object raised by many would collect the traceback and the notes of them all.
+    One object raised by many would collect the traceback and the notes of them all. Where no other can be made, it has
+    to be that one.
     """
-    twin = error
-    with suppress(Exception):  # an error of a kind that is made in ways of its own
-        made = type(error).__new__(type(error), *error.args)
-        made.args = error.args
-        vars(made).update(vars(error))
-        if hasattr(error, "__notes__"):
-            made.__notes__ = list(error.__notes__)
-        twin = made
-    if twin is error:
-        return error.with_traceback(None)
+    twin = twin_of(error)
+    if twin is None:
+        return error
+    if hasattr(error, "__notes__"):
+        twin.__notes__ = list(error.__notes__)
+    if isinstance(error, Refused):  # with a value that `classify=` judged, for one caller to do with as he likes
+        with suppress(Exception):
+            twin.args = copied(error.args)
     twin.__cause__ = error.__cause__
     twin.__suppress_context__ = True
+    return twin
+
+
+def twin_of(error: E) -> E | None:
+    """Another of the same kind, that says the same; None for one that is made in ways of its own."""
+    for made in (copy, remade):
+        with suppress(Exception):
+            twin = made(error)
+            same = len(twin.args) == len(error.args) and all(map(is_, twin.args, error.args))
+            if type(twin) is type(error) and twin is not error and same:
+                return twin
+    return None
+
+
+def remade(error: E) -> E:
+    """A copy of an error whose `__init__` takes other arguments than it passes on."""
+    twin = type(error).__new__(type(error), *error.args)
+    twin.args = error.args
+    vars(twin).update(vars(error))
     return twin

@@ -618,7 +618,7 @@ class Operation(Generic[P, T]):
             found = self._memory.look(call.key, call.at, max_age)
             if found is not None:
                 value, call.age = found
-                call.source = Source.CACHED
+                call.source, call.outcome = Source.CACHED, Outcome.SUCCESS
                 if self._memory.is_due(call.key, call.age):
                     self._refresh(call)
                 self.ages.record(call.age)
@@ -629,8 +629,8 @@ class Operation(Generic[P, T]):
         key = self._flight_key(call)
         flight = flights.of(key)
         if flight is None:
-            call.flight = flights.begin(key)
-        elif not only_live and not flight.full:
+            call.flight = flights.begin(key, call.task)
+        elif not only_live and not flight.full and flight.task is not call.task:
             news = await flight.follow(self.upstream.clock, call.cutoff)
             call.at = self.upstream.clock()
             if type(news) is Landed:
@@ -638,16 +638,24 @@ class Operation(Generic[P, T]):
             if news is TOO_LATE:
                 return await self._fall_back(call, self._too_late_in_flight(call))
             if news is LEAD:
-                call.flight = flight
+                call.flight, flight.task = flight, call.task
         return None
 
-    async def _landed(self, call: Call, flight: Landed) -> Answer[T]:
-        """The answer of a flight, as one of those who waited for it gets it: his own copy, or his own error."""
+    async def _landed(self, call: Call, flight: Landed) -> Answer[T] | None:
+        """The answer of a flight, as one of those who waited for it gets it: his own copy, or his own error.
+
+        None where there is no other copy: then he makes the call.
+        """
         if flight.error is None:
-            call.source = Source.COALESCED
-            return Answer(flight.value_for_one(), Source.COALESCED)
+            try:
+                value = flight.value_for_one()
+            except Exception:
+                log.exception("%s: an answer could not be copied again", self._memory.where)
+                return None
+            call.source, call.outcome = Source.COALESCED, Outcome.SUCCESS
+            return Answer(value, Source.COALESCED)
         error = again(flight.error)
-        call.outcome, call.not_sent, call.attempts = flight.outcome, flight.not_sent, flight.attempts
+        call.outcome, call.not_sent = flight.outcome, flight.not_sent  # its tries are counted as the leader's
         if flight.outcome is Outcome.REFUSED:
             call.error = error
         elif isinstance(error, GatewayError) and flight.outcome is not Outcome.REJECTED:
@@ -659,7 +667,7 @@ class Operation(Generic[P, T]):
         where = f"{self.upstream.name}.{self.name}"
         late = FailedTimeout(f"{where}: no answer within {took:.3f} s from the identical call in flight")
         late.upstream, late.operation, late.waited_for = self.upstream.name, self.name, "deadline"
-        late.attempts = call.attempts = 1  # the flight counts as one
+        late.attempts = 1  # the flight counts as one
         call.outcome, call.failure = Outcome.FAILED, late
         return late
 
@@ -670,8 +678,8 @@ class Operation(Generic[P, T]):
             self._leave_flight(call)
             return
         flight, call.flight = cast("Led", call.flight), None
-        failed = Landed(error=error, outcome=call.outcome, not_sent=call.not_sent, attempts=call.attempts)
-        flight.fail(failed)
+        # A twin, made now: what the leader's own tiers will note on his error is nothing to the others.
+        flight.fail(Landed(error=again(error), outcome=call.outcome, not_sent=call.not_sent))
 
     def _leave_flight(self, call: Call) -> None:
         flight, call.flight = cast("Led", call.flight), None
@@ -706,8 +714,13 @@ class Operation(Generic[P, T]):
         context.run(put_ambient, None)
         name = f"gateway: refresh of {upstream.name}.{self.name}"
         task = call.task.get_loop().create_task(self._ask_anew(call, *self._anew(call)), name=name, context=context)
+
+        def over(_: object) -> None:
+            if refreshing.get(key) is task:
+                del refreshing[key]
+
         refreshing[key] = task
-        task.add_done_callback(lambda _: refreshing.pop(key, None))
+        task.add_done_callback(over)
 
     def _anew(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call, for another call."""
@@ -715,31 +728,38 @@ class Operation(Generic[P, T]):
 
     async def _ask_anew(self, asked: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """One try that no caller waits for; its answer is remembered."""
-        upstream, now = self.upstream, self.upstream.clock()
+        now = self.upstream.clock()
         until = now + self._call_for
         task = cast("Task[Any]", current_task())
-        breaker = upstream.breaker if self._circuit_of is None else self._circuit_of(asked.args, asked.kwargs)
+        breaker = asked.breaker  # as its caller saw it
         call = Call(args, kwargs, asked.key, task, 0, now, now, until, until, None, breaker, None, queues=False)
         if self._flights is not None:
-            call.flight = self._flights.begin(self._flight_key(call))
+            call.flight = self._flights.begin(self._flight_key(call), task)
         self.tally.refreshed += 1
         self._background.add(call)
+        if self._cold.circuit_by is not None:
+            breaker_of(breaker).in_use += 1
         try:
             value = await self._attempt(call)
         except Exception as error:  # noqa: BLE001 - nobody waits for it; it is counted, and told to who listens
             self.tally.refresh_failed += 1
-            if call.flight is not None:
-                self._end_flight(call, self._rejection(call, error) if isinstance(error, Rejected) else error)
+            if call.flight is not None and not isinstance(error, Rejected):  # a caller might have waited for a place
+                self._end_flight(call, error)
         else:
             self._remember(call, value)
         finally:
-            self._background.discard(call)
-            if call.flight is not None:
-                self._leave_flight(call)
-            if self._circuit_of is not None and self._cold.circuit_by is not None:
-                breaker_of(breaker).in_use -= 1
-            call.error = call.failure = None
-            call.task = NOBODY
+            self._finish_in_background(call)
+
+    def _finish_in_background(self, call: Call) -> None:
+        if call not in self._background:
+            return  # its loop was closed under it
+        self._background.remove(call)
+        if call.flight is not None:
+            self._leave_flight(call)
+        if self._cold.circuit_by is not None:
+            breaker_of(call.breaker).in_use -= 1
+        call.error = call.failure = None
+        call.task = NOBODY
 
     def using(self, *, max_age: float | None = None, only_live: bool = False) -> Using[P, T]:
         """This operation for a caller who wants more of the answer.
@@ -790,21 +810,27 @@ class Operation(Generic[P, T]):
         """Have the answers to these calls in memory, each a tuple of arguments or a single one; how many there are.
 
         What memory or the store has is not asked for; the rest is, at most `refresh_limit` at once, by calls like any
-        other. One that fails is left out. Raises ConfigError for an operation that does not remember.
+        other. One that fails is left out. Raises ConfigError for an operation that does not remember; TypeError or
+        KeyNeeded as the call would; GatewayClosed, WrongLoop.
         """
         if self._memory.first is None:
             remedy = "give it fallback=[LastGood(...)], or fresh_for="
             raise ConfigError(f"{self._memory.where}.warm", "it remembers nothing", remedy)
+        self.upstream.enter(self.name)  # which opens the gateway, if need be: it tells the time from now on
         todo, warmed = iter(keys), 0
 
         async def work() -> None:
             nonlocal warmed
             for one in todo:
-                warmed += await self._warm_one(one if isinstance(one, tuple) else (one,))
+                is_warm = await self._warm_one(one if isinstance(one, tuple) else (one,))
+                warmed += is_warm  # not in one: others add to it meanwhile
 
-        async with TaskGroup() as group:
-            for _ in range(int(min(self.upstream.policy.refresh_limit, MOST_WARMING))):
-                group.create_task(work())
+        try:
+            async with TaskGroup() as group:
+                for _ in range(int(min(self.upstream.policy.refresh_limit, MOST_WARMING))):
+                    group.create_task(work())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # arguments that are none: the first of them says enough
         return warmed
 
     async def _warm_one(self, args: tuple[Any, ...]) -> bool:
@@ -997,6 +1023,8 @@ class Operation(Generic[P, T]):
             self._flights.clear()
         for call in tuple(self.calls):
             self._finish(call, CANCELLED)
+        for call in tuple(self._background):
+            self._finish_in_background(call)
 
     def snapshot(self) -> OperationSnapshot:
         """Its numbers as they are now."""
@@ -1072,7 +1100,8 @@ def ended_from_above(call: Call, error: BaseException) -> bool:
 
 def reaches(operation: object, target: object) -> bool:
     """Whether Alternates lead from one operation to another."""
-    operation = operation.operation if isinstance(operation, BoundOperation) else operation
+    while isinstance(operation, BoundOperation | Using):
+        operation = operation.operation
     if operation is target:
         return True
     tiers: tuple[Tier, ...] = getattr(operation, "tiers", ())

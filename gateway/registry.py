@@ -317,7 +317,7 @@ class Gateway:
         finally:
             try:
                 await self._cancel_the_rest(join_for, here)
-                await self._end_background()
+                await self._end_background(join_for, here)
                 await self._flush(join_for)
                 await self._disconnect(join_for)
                 stuck = await self._join_threads(join_for)
@@ -568,16 +568,17 @@ class Gateway:
         for memory in self._memories():
             await memory.warm_start()
 
-    async def _end_background(self) -> None:
-        """End what no caller waits for."""
+    async def _end_background(self, patience: float, here: Task[Any] | None) -> None:
+        """End what no caller waits for, save ourselves; what resists goes on by itself."""
         tasks = {task for up in self for task in up.refreshing.values()}
         if self._warming is not None:
             tasks.add(self._warming)
         self._warming = None
+        tasks.discard(here)
         for task in tasks:
             task.cancel()
         if tasks:
-            await wait(tasks)
+            await wait(tasks, timeout=patience)
 
     async def _flush(self, patience: float) -> None:
         """Let the memories write behind what they still have to write, and close their stores."""

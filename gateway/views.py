@@ -45,6 +45,11 @@ class Using(Generic[P, T]):
         ask = type(self._operation).ask_blocking
         return ask(cast("Operation[P, T]", self), *args, **kwargs)
 
+    @property
+    def operation(self) -> Operation[P, T]:
+        """The operation itself."""
+        return self._operation
+
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         call = self._operation._begin(args, kwargs)  # noqa: SLF001 - the two are one thing
         call.wants = self._wants
@@ -59,7 +64,8 @@ class Using(Generic[P, T]):
 
 def wants(where: str, *, max_age: float | None, only_live: bool) -> Wants:
     """What a caller wants; ConfigError for what is none."""
-    if max_age is not None and (isinstance(max_age, bool) or not isinstance(max_age, (int, float)) or max_age < 0):
+    a_number = isinstance(max_age, (int, float)) and not isinstance(max_age, bool)
+    if max_age is not None and not (a_number and max_age >= 0):
         raise ConfigError(f"{where}.using max_age", f"{max_age!r} is no age", "give seconds from 0 up")
     return Wants(only_live=bool(only_live)) if max_age is None else Wants(max_age=max_age, only_live=bool(only_live))
 

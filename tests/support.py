@@ -68,6 +68,11 @@ def assert_all_gone(gate: Gateway) -> None:
     """Nothing is left: what `assert_nothing_left` looks for, ambient facts, and timers other than one for each lane."""
     assert_nothing_left(gate)
     assert AMBIENT.get() is None
+    for upstream in gate:
+        assert not upstream.refreshing
+        for operation in upstream:
+            assert not operation._flights, f"flights of {operation.name} under way"
+            assert not operation._background
     timers = list(timers_left(gate))
     assert not timers, f"timers left: {timers}"
 

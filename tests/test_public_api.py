@@ -59,9 +59,9 @@ EXPORTS = [
     *("Outcome", "GatewayError", "Rejected", "CircuitOpen", "BulkheadFull", "DeadlineExceeded", "GatewayClosed"),
     *("Failed", "FailedTimeout", "Unknown", "UnknownTimeout", "Refused", "NotSent"),
     *("ConfigError", "ConfigErrors", "UnknownName", "KeyNeeded", "WrongLoop"),
-    *("Event", "CallFinished", "AttemptFailed", "CircuitChanged"),
+    *("Event", "CallFinished", "AttemptFailed", "CircuitChanged", "PolicyChanged"),
     *("BulkheadSnapshot", "BreakerSnapshot", "Counts", "LatencySnapshot"),
-    *("OperationSnapshot", "UpstreamSnapshot", "GatewaySnapshot"),
+    *("OperationSnapshot", "UpstreamSnapshot", "GatewaySnapshot", "MemorySnapshot"),
     "gather",
 ]
 
@@ -165,8 +165,17 @@ SIGNATURES: dict[str, tuple[Any, list[str], dict[str, Any]]] = {
             "timeout": None,
             "circuit_by": None,
             "caller": None,
+            "fresh_for": 0.0,
+            "revalidate": None,
+            "remember": None,
+            "coalesce": False,
+            "size_of": None,
+            "secret": (),
         },
     ),
+    "Operation.using": (Operation.using, [], {"max_age": None, "only_live": False}),
+    "Operation.warm": (Operation.warm, ["keys"], {}),
+    "Answer": (Answer, ["value", "source", "age", "error", "stored_at"], {}),
     "Upstream.tune_fields": (Upstream.tune_fields, ["changes"], {}),
     "Upstream.circuit": (Upstream.circuit, ["key"], {}),
     "Upstream.isolate": (Upstream.isolate, ["key"], {}),
@@ -235,7 +244,7 @@ def test_a_deadline_for_a_place_is_none_by_default() -> None:
 # -- policies: names, defaults
 
 POLICIES = {
-    Policy: {"timeout", "retry", "breaker", "bulkhead", "fallback_timeout", "fallback_limit"},
+    Policy: {"timeout", "retry", "breaker", "bulkhead", "fallback_timeout", "fallback_limit", "refresh_limit"},
     TimeoutPolicy: {"call", "attempt", "connect", "read"},
     RetryPolicy: {
         *("attempts", "wait", "min_try", "max_retry_after", "budget", "pushback_shared"),
@@ -282,7 +291,7 @@ def test_policies_are_frozen_dataclasses_with_fields_by_name(policy: type[Any], 
 def test_the_defaults_of_the_knobs() -> None:
     policy = Policy()
 
-    assert (policy.fallback_timeout, policy.fallback_limit) == (0.1, 10)
+    assert (policy.fallback_timeout, policy.fallback_limit, policy.refresh_limit) == (0.1, 10, 5)
     assert dataclasses.asdict(policy.timeout) == {"call": 20.0, "attempt": 10.0, "connect": 3.0, "read": 5.0}
     assert (policy.retry.attempts, policy.retry.min_try, policy.retry.max_retry_after) == (2, 0.05, 10.0)
     assert isinstance(policy.retry.wait, wait_random_exponential)
@@ -420,9 +429,10 @@ def test_an_answer() -> None:
         None,
         False,
     )
+    assert (answer.stored_at, Answer(1, Source.CACHED, 1.0, None, 1.7e9).stored_at) == (None, 1.7e9)
     assert (degraded.source, degraded.age, degraded.degraded) == ("static", 1.5, True)
     assert Answer(value=1, source=Source.HANDLER, age=2.0, error=None) == Answer(1, Source.HANDLER, 2.0, None)
-    for name in ("value", "source", "age", "error"):
+    for name in ("value", "source", "age", "error", "stored_at"):
         with pytest.raises(AttributeError):
             setattr(answer, name, None)
 
@@ -451,9 +461,10 @@ def test_what_is_a_tier() -> None:
 
 
 EVENTS = {
-    gateway.CallFinished: {"operation", "outcome", "source", "duration", "waited", "attempts", "error"},
-    gateway.AttemptFailed: {"operation", "attempt", "outcome", "error", "duration"},
+    gateway.CallFinished: {"operation", "outcome", "source", "duration", "waited", "attempts", "error", "age", "call"},
+    gateway.AttemptFailed: {"operation", "attempt", "outcome", "error", "duration", "call"},
     gateway.CircuitChanged: {"before", "after", "key"},
+    gateway.PolicyChanged: {"before", "after"},
 }
 
 
@@ -481,7 +492,8 @@ SNAPSHOTS = {
         "circuits",
         "budget",
     ],
-    gateway.OperationSnapshot: ["name", "counts", "latency"],
+    gateway.OperationSnapshot: ["name", "counts", "latency", "memory", "ages"],
+    gateway.MemorySnapshot: ["entries", "bytes", "hits", "misses", "too_old", "evicted", "store"],
     gateway.BulkheadSnapshot: ["limit", "in_use", "waiting", "abandoned", "rejected", "peak"],
     gateway.BreakerSnapshot: [
         *(
@@ -501,7 +513,7 @@ SNAPSHOTS = {
     gateway.Counts: [
         *("asked", "live", "coalesced", "cached", "last_good", "static", "handler", "alternate"),
         *("refused", "failed", "unknown", "rejected", "cancelled", "in_flight"),
-        *("attempts", "retries", "overran", "fallback_failed"),
+        *("attempts", "retries", "overran", "fallback_failed", "refreshed", "refresh_failed"),
     ],
 }
 

@@ -418,6 +418,61 @@ async def a_listener(gate: Gateway, look: Look) -> Call:
     return gate["world"]["ask"]  # type: ignore[return-value]
 
 
+async def a_refresh(gate: Gateway, look: Look) -> Call:
+    @world(gate).operation(idempotent=True, revalidate="background")
+    async def ask() -> str:
+        look()
+        await sleep(0)
+        look()
+        return "a"
+
+    await ask()
+
+    async def refreshed() -> None:
+        await ask()
+        await steps(5)
+
+    return refreshed
+
+
+async def a_call_that_is_handed_over(gate: Gateway, look: Look) -> Call:
+    leading = True
+
+    @world(gate).operation(idempotent=True, coalesce=True)
+    async def ask() -> str:
+        if leading:
+            await sleep(1e6)
+        look()
+        return "a"
+
+    leader = create_task(ask())
+    await steps(2)
+
+    async def followed() -> None:
+        nonlocal leading
+        following = create_task(ask())
+        await steps(2)
+        leading = False
+        await gone(leader)
+        await following
+
+    return followed
+
+
+async def what_is_said_of_remembering(gate: Gateway, look: Look) -> Call:
+    @world(gate).operation(
+        idempotent=True,
+        fallback=[LastGood()],
+        remember=lambda _: look() is None,
+        size_of=lambda _: (look() is None and 1) or 1,
+        key=lambda: look() is None and "k",
+    )
+    async def ask() -> str:
+        return "a"
+
+    return ask
+
+
 HOPS: list[Hop] = [
     an_async_function,
     an_async_function_on_a_retry,
@@ -441,6 +496,9 @@ HOPS: list[Hop] = [
     a_function_under_faults,
     a_child_of_a_task_group,
     a_listener,
+    a_refresh,
+    a_call_that_is_handed_over,
+    what_is_said_of_remembering,
 ]
 LIMITED: dict[Hop, float] = dict.fromkeys(
     (an_async_handler, a_tier_after_one_that_failed, an_alternate, a_sync_alternate), 2.0
@@ -462,7 +520,7 @@ async def test_the_callers_context_is_there(gate: Gateway, ambient: str, hop: Ho
 
     assert seen
     if read is left:
-        expected = pytest.approx(min(LEFT, LIMITED.get(hop, LEFT)))
+        expected = pytest.approx(ONCE.timeout.attempt if hop is a_refresh else min(LEFT, LIMITED.get(hop, LEFT)))
     assert all(one == expected for one in seen)
 
 

@@ -75,6 +75,7 @@ async def test_one_event_for_a_call_that_went_well(gate: Gateway, log: Log) -> N
         waited=0.0,
         attempts=1,
         error=None,
+        call=event.call,
     )
 
 

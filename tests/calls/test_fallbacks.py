@@ -850,7 +850,7 @@ async def test_behind_the_memory_may_stand_any_backend_of_aiocache(gate: Gateway
 @pytest.mark.virtual_time
 async def test_a_store_that_hangs_costs_no_more_than_its_time(gate: Gateway) -> None:
     class Hanging(SimpleMemoryCache):
-        async def _get(self, *args: object, **kwargs: object) -> object:
+        async def _multi_get(self, *args: object, **kwargs: object) -> object:
             await asyncio.sleep(99)
 
     up = gate.upstream("world", policy=QUIET)

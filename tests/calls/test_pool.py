@@ -15,6 +15,7 @@ from gateway import (
     BreakerPolicy,
     BulkheadFull,
     BulkheadPolicy,
+    CallFinished,
     CircuitOpen,
     Gateway,
     Policy,
@@ -159,8 +160,8 @@ async def test_a_place_given_to_one_who_leaves_in_the_same_tick_goes_to_the_next
 
 @pytest.mark.virtual_time
 async def test_the_wait_is_counted_and_told(world: World, gate: Gateway) -> None:
-    told = []
-    gate.on()(told.append)
+    told: list[CallFinished] = []
+    gate.on(CallFinished)(told.append)
     world.up.policy = pool(1, 3)
     await world.callers("runs", "waits")
 

@@ -284,6 +284,74 @@ async def test_s3_a_bulkhead_keeps_the_workers_for_the_other_pages(gate: Gateway
     assert all(isinstance(visit.error, BulkheadFull) for visit in visits[0.0][20:])
 
 
+# -- S4: a hundred users who refresh the page every ten seconds, while B takes a minute
+
+
+async def waves_of(ask: Callable[[int], Awaitable[object]], *, leave: bool) -> list[asyncio.Task[Visit]]:
+    """A hundred users ask, and ask again, six times in all; those who leave give up on what they had asked."""
+    watch, visits = Stopwatch(), []
+    before: list[asyncio.Task[Visit]] = []
+    for seconds in range(0, 60, 10):
+        await watch.wait_until(seconds)
+        if leave:
+            for visit in before:
+                visit.cancel()
+        before = [asyncio.ensure_future(outcome_of(ask(user))) for user in range(100)]
+        visits += before
+    await asyncio.wait(visits)
+    return visits
+
+
+async def test_s4_unprotected_six_hundred_requests_pile_up() -> None:
+    service = Service()
+
+    visits = await visit_in_waves(service, {float(at): [b_answers_after_a_minute] * 100 for at in range(0, 60, 10)})
+
+    begun_by_50 = sum(at + visit.waited <= 50.0 for at, wave in visits.items() for visit in wave)
+    expect("S4", "unprotected: requests in 50 s", 600, sum(map(len, visits.values())))
+    expect("S4", "unprotected: of them queued at 50 s", 400, 600 - begun_by_50)
+    expect("S4", "unprotected: a page of the last wave is over after, s †", 140.0, longest(visits[50.0], "took"))
+
+
+async def test_s4_callers_who_leave_take_their_calls_with_them(gate: Gateway) -> None:
+    off = Policy(timeout=NO_LIMIT, retry=NO_RETRY, breaker=NO_CIRCUIT, bulkhead=NO_BULKHEAD)
+    b = gate.upstream("b", policy=off)
+
+    @b.operation(idempotent=True)
+    async def ask_b(user: int) -> str:
+        return await b_answers_after_a_minute()
+
+    visits = await waves_of(ask_b, leave=True)
+
+    counts = b.snapshot().counts
+    expect("S4", "ours, callers who leave: in flight, at most", 100, b.snapshot().bulkhead.peak)
+    expect("S4", "ours, callers who leave: sent", 600, counts.attempts)
+    expect("S4", "ours, callers who leave: answered", 100, counts.live)
+    assert sum(visit.cancelled() for visit in visits) == counts.cancelled == 500
+
+
+async def test_s4_callers_who_stay_share_what_they_asked(gate: Gateway) -> None:
+    off = Policy(timeout=NO_LIMIT, retry=NO_RETRY, breaker=NO_CIRCUIT, bulkhead=NO_BULKHEAD)
+    b = gate.upstream("b", policy=off)
+
+    @b.operation(idempotent=True, coalesce=True)
+    async def ask_b(user: int) -> str:
+        return await b_answers_after_a_minute()
+
+    visits = await waves_of(ask_b, leave=False)
+
+    counts = b.snapshot().counts
+    expect("S4", "ours, callers who stay, coalesced: sent", 100, counts.attempts)
+    expect("S4", "ours, callers who stay, coalesced: answered with another's answer", 500, counts.coalesced)
+    expect(
+        "S4", "ours, callers who stay, coalesced: the last wave waits, s", 10.0, longest(results(visits[500:]), "took")
+    )
+
+
+def results(visits: Sequence[asyncio.Task[Visit]]) -> list[Visit]:
+    return [visit.result() for visit in visits]
+
+
 # -- S5: the law of the pool
 
 

@@ -471,7 +471,7 @@ def test_tuning_leaves_the_old_policy_as_it_was():
 def test_every_knob_has_a_path():
     sections = [*SECTIONS.values(), BudgetPolicy]
 
-    assert len(KNOBS) == sum(len(fields(kind)) for kind in sections) + 2
+    assert len(KNOBS) == sum(len(fields(kind)) for kind in sections) + 3
     for path in KNOBS:
         value = Policy()
         for name in path.split("."):

@@ -33,9 +33,11 @@ from gateway import (
     HttpReply,
     LastGood,
     LatencySnapshot,
+    MemorySnapshot,
     Outcome,
     Permit,
     Policy,
+    PolicyChanged,
     Question,
     RetryPolicy,
     Slot,
@@ -146,6 +148,38 @@ async def methods() -> None:
     await movies.by_instance(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
+@ratings.operation(
+    idempotent=True,
+    fallback=[LastGood(max_age=300)],
+    fresh_for=5.0,
+    revalidate="background",
+    remember=bool,
+    coalesce=True,
+    size_of=len,
+    secret=("token",),
+)
+async def remembered(user: int, token: str) -> bytes:
+    return f"{user}{token}".encode()
+
+
+async def remembering() -> None:
+    assert_type(await remembered.using(max_age=5.0)(1, "t"), bytes)
+    assert_type(await remembered.using(only_live=True).ask(1, "t"), Answer[bytes])
+    assert_type(remembered.using().call_blocking(1, "t"), bytes)
+    assert_type(await Movies().by_instance.using(max_age=5)("alien", best=3), float)
+    assert_type(remembered.forget(1, "t"), bool)
+    assert_type(remembered.forget_all(1), int)
+    assert_type(await remembered.warm([(1, "t"), (2, "t")]), int)
+    assert_type((await remembered.ask(1, "t")).stored_at, float | None)
+    assert_type((await remembered.ask(1, "t")).to_headers(), dict[str, str])
+    assert_type(ratings.snapshot().operations["remembered"].memory, MemorySnapshot | None)
+    assert_type(ratings.snapshot().operations["remembered"].ages, LatencySnapshot)
+    await remembered.using(max_age=5.0)("no", "t")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    remembered.forget("no", "t")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ratings.operation(revalidate="later")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    ratings.operation(fresh_for="5")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+
+
 async def a_page_of_parts() -> None:
     page = await gather(required={"a": bare.ask(1), "b": bare(1)}, optional={"c": plain("alien"), "d": Later().answer})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
     assert_type(page, Mapping[str, Answer[Any]])
@@ -175,6 +209,11 @@ async def what_a_decorator_got_it_gives_back() -> None:
 def told(event: Event) -> None:
     assert_type(event.upstream, str)
     assert_type(event.at, float)
+
+
+@gate.on(PolicyChanged)
+def tuned(event: PolicyChanged) -> None:
+    assert_type((event.before, event.after), tuple[Policy, Policy])
 
 
 @gate.on(CircuitChanged)
