@@ -743,7 +743,7 @@ class Operation(Generic[P, T]):
             value = await self._attempt(call)
         except Exception as error:  # noqa: BLE001 - nobody waits for it; it is counted, and told to who listens
             self.tally.refresh_failed += 1
-            if call.flight is not None and not isinstance(error, Rejected):  # a caller might have waited for a place
+            if call.flight is not None:
                 self._end_flight(call, error)
         else:
             self._remember(call, value)

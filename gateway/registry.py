@@ -12,6 +12,7 @@ from asyncio import (
     Task,
     _get_running_loop,
     current_task,
+    gather,
     get_running_loop,
     sleep,
     timeout,
@@ -565,8 +566,7 @@ class Gateway:
             await wait((self._warming,), timeout=WARM_START_FOR)
 
     async def _warm_memories(self) -> None:
-        for memory in self._memories():
-            await memory.warm_start()
+        await gather(*(memory.warm_start() for memory in self._memories()))  # no store holds up another's
 
     async def _end_background(self, patience: float, here: Task[Any] | None) -> None:
         """End what no caller waits for, save ourselves; what resists goes on by itself."""
@@ -587,8 +587,7 @@ class Gateway:
         try:
             with suppress(TimeoutError):
                 async with timeout(patience):
-                    for memory in memories:
-                        await memory.flush()
+                    await gather(*(memory.flush() for memory in memories))  # nor here
         finally:
             for memory in memories:
                 memory.stop_writing()

@@ -554,6 +554,24 @@ async def test_through_another_operation_neither(world: World) -> None:
     assert asked == 2
 
 
+async def test_nor_does_one_who_was_given_the_lead(world: World) -> None:
+    @world.up.operation(idempotent=True, coalesce=True)
+    async def ask() -> str:
+        world.sent += 1
+        if world.sent == 2:
+            return await ask() + " through himself"
+        await sleep(1.0)
+        return "an answer"
+
+    leader, follower = create_task(ask()), create_task(ask())
+    await sleep(0.5)
+    await gone(leader)
+    began = now()
+
+    assert await follower == "an answer through himself"
+    assert now() - began == pytest.approx(1.0)
+
+
 async def test_in_a_task_of_his_own_he_waits_no_longer_than_his_time(world: World) -> None:
     world.up.policy = replace(QUIET, timeout=TimeoutPolicy(call=2.0, attempt=1.0))
 

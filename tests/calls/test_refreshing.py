@@ -248,6 +248,22 @@ async def test_it_has_the_callers_context_and_a_deadline_of_its_own(world: World
     assert user.get() == "bob"
 
 
+async def test_what_is_asked_of_its_answer_has_no_deadline(world: World) -> None:
+    seen: list[Any] = []
+
+    def remember(_: object) -> bool:
+        seen.append(Deadline.current())
+        return True
+
+    ask = world.ask(remember=remember, **ANEW)
+    await grown_stale(ask)
+    with Deadline.after(0.5):
+        await ask("alien")
+    await sleep(2.0)
+
+    assert seen == [None, None]
+
+
 async def test_who_asked_may_leave(world: World) -> None:
     ask = world.ask(**ANEW)
     await grown_stale(ask)
@@ -441,11 +457,13 @@ async def test_one_that_resists_keeps_the_end_no_longer_than_it_was_told(gate: G
 
 
 async def test_one_that_closes_its_own_gateway_does_not_wait_for_itself(gate: Gateway, world: World) -> None:
+    closed: list[Any] = []
+
     @world.up.operation(idempotent=True, **ANEW)
     async def ask() -> str:
         world.sent += 1
         if world.sent == 2:
-            await gate.close(drain_for=0.0, join_for=1.0)
+            closed.append(await gate.close(drain_for=0.0, join_for=1.0))
         return "v"
 
     await ask()
@@ -454,8 +472,43 @@ async def test_one_that_closes_its_own_gateway_does_not_wait_for_itself(gate: Ga
     began = now()
     await sleep(0.5)
 
+    assert closed == [()]
     assert not world.up.refreshing
     assert now() - began == pytest.approx(0.5)
+
+
+async def test_one_that_outlives_its_gateway_ends_nothing_of_what_began_since(gate: Gateway, world: World) -> None:
+    released = asyncio.Event()
+
+    @world.up.operation(idempotent=True, **ANEW)
+    async def ask() -> str:
+        world.sent += 1
+        while world.sent == 2 and not released.is_set():
+            try:
+                await released.wait()
+            except asyncio.CancelledError:
+                world.running += 1
+        await sleep(1.0)
+        return "v"
+
+    await ask()
+    await sleep(11.0)
+    await ask()
+    await steps(2)
+    await gate.close(join_for=0.1)
+    await gate.open()
+    world.sent = 10
+    await ask()
+    await sleep(0.5)
+
+    released.set()
+    await steps(5)
+    running = len(world.up.refreshing)
+    await ask()
+    await sleep(2.0)
+
+    assert running == 1
+    assert world.sent == 11
 
 
 async def test_one_that_runs_while_the_operation_is_tuned_goes_on(world: World) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fallbacks.behind import name_of
 from gateway import ConfigError, Gateway, GatewayClosed, KeyNeeded, LastGood, Source
 from gateway.operation import MOST_WARMING
 from gateway.registry import WARM_START_FOR
@@ -252,3 +253,19 @@ async def test_of_several_memories_each_is_warm(gate: Gateway, world: World) -> 
 
     assert [answer.value for answer in answers] == [["ask"], ["more"]]
     assert [store.gets for store in stores] == [[], []]
+
+
+async def test_a_store_that_hangs_holds_up_no_other(gate: Gateway, world: World) -> None:
+    stores = Store(), Store(), Store()
+    stores[0].delay = stores[2].delay = 3600.0
+    memories = [LastGood(store=store) for store in stores]
+    ask = world.ask(fallback=memories)
+    stores[1].put(ask._key_for(("alien",), {}), ["alien", 7], age=1.0)
+
+    await gate.open()
+    warm = [len(memory) for memory in memories]
+    await ask("brazil")
+    await gate.close(join_for=2.0)
+
+    assert warm == [0, 1, 0]
+    assert name_of(ask._key_for(("brazil",), {})) in stores[1].names
