@@ -344,3 +344,41 @@ async def test_many_keys_stay_within_the_bound(world: World) -> None:
         assert memory.bytes_used <= 20_000
 
     assert memory.snapshot().evicted == 4_500
+
+
+# -- who leaves, whenever
+
+
+@pytest.mark.parametrize("at", range(16))
+@pytest.mark.parametrize("state", ["cold", "fresh", "stale", "failing", "in the store"])
+async def test_whenever_a_caller_leaves_nothing_is_left_and_all_is_counted(
+    gate: Gateway, world: World, state: str, at: int
+) -> None:
+    store = Store()
+    store.delay = 0.01
+    world.took = 0.0
+    said: dict[str, Any] = {"fresh_for": 10.0, "revalidate": "background", "coalesce": True, "circuit_by": "operation"}
+    ask = world.ask(fallback=[LastGood(max_age=60.0, store=store)], **said)
+    await gate.open()
+    if state in ("fresh", "stale"):
+        await ask("alien")
+        await sleep(20.0 if state == "stale" else 1.0)
+    if state == "in the store":
+        store.put(ask._key_for(("alien",), {}), ["alien", 7], age=1.0)
+    if state in ("failing", "in the store"):
+        world.error = Boom()
+    tasks = [create_task(ask.ask("alien")) for _ in range(3)]
+
+    for _ in range(at):
+        await sleep(0 if at % 2 else 0.002)
+    for task in tasks[:2]:
+        task.cancel()
+    ends = await gather(*tasks, return_exceptions=True)
+    await sleep(1.0)
+    counts = ask.snapshot().counts
+    await gate.close()
+
+    assert type(ends[2]) is Failed if state == "failing" else ends[2].value[0] == "alien"  # type: ignore[union-attr]
+    assert counts.adds_up
+    assert counts.in_flight == 0
+    assert all(not breaker.in_use for _, breaker in world.up.circuits)
