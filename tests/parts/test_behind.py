@@ -132,8 +132,30 @@ async def test_writes_of_one_key_are_one_the_last_and_all_go_together(store: Sto
         behind.write(key, value)
     await behind.flush()
 
-    assert store.batches == [[name("b"), name("a")]]
+    assert store.batches == [[name("a"), name("b")]]
     assert await behind.read("a") == (3, 0.0, 1_000_000.0)
+
+
+async def test_a_newer_value_takes_the_stamp_of_the_one_it_replaces_in_the_queue(behind: Behind, wall: Clock) -> None:
+    behind.write("a", 1)
+    wall.wait(0.5)
+
+    behind.write("a", 2)
+
+    assert await behind.read("a") == (2, 0.5, 1_000_000.0)  # it looks older than it is, never younger
+
+
+async def test_what_is_live_after_all_was_forgotten_is_not_void_with_what_it_replaces(
+    behind: Behind, wall: Clock
+) -> None:
+    behind.write("a", 1)
+    wall.wait(0.5)
+    behind.forget_all("op")
+    wall.wait(0.5)
+
+    behind.write("a", 2)
+
+    assert await behind.read("a", within="op") == (2, 0.0, 1_000_001.0)
 
 
 async def test_many_are_written_in_batches(store: Store, behind: Behind) -> None:
