@@ -149,8 +149,8 @@ class Behind:
     def write(self, key: Hashable, value: Any, kind: Any = Any, size: int = 0) -> None:
         """Have a live value written. It must be nobody else's to change: it is encoded later.
 
-        One that is queued already gives its place and its stamp to the newer value, which then looks older than it is by
-        what it waited: a few hundredths of a second, on the safe side, and calls need not tell the time.
+        One that is queued already gives its place and its stamp to the newer value, which then looks older than it is
+        by what it waited: a few hundredths of a second, on the safe side, and calls need not tell the time.
         """
         pending = self._pending
         old = pending.get(key)
