@@ -45,6 +45,11 @@ class Declared(Terms, Generic[T]):
     headers: Headers | None = None
     idempotency_key: Callable[..., str] | bool | None = None
 
+    @property
+    def repeats(self) -> bool:
+        """Whether it may be asked twice: as it says, else as its method does, or with a key for the deed."""
+        return IDEMPOTENT[self.method] or bool(self.idempotency_key) if self.idempotent is None else self.idempotent
+
     def __call__(self, function: Callable[P, Any], /) -> Operation[P, T]:
         """Register the function. Raises ConfigError for what cannot work."""
         return self.upstream.declare(function, self)
@@ -58,15 +63,13 @@ class DeclaredOperation(RoutedOperation[..., T]):
     def __init__(self, upstream: HttpUpstream, policy: Policy, function: Callable[..., Any], said: Declared[T]) -> None:
         self._said = said
         self._form = Form(f"{upstream.name}.{said.name or function.__name__}", function, said)
-        key = said.idempotency_key
-        idempotent = said.idempotent
         super().__init__(
             upstream,
             policy,
             function,
             self._send_bound,
             name=said.name or function.__name__,
-            idempotent=IDEMPOTENT[said.method] or bool(key) if idempotent is None else idempotent,
+            idempotent=said.repeats,
             said=replace(said, size_of=size_of_reply) if said.into is HttpReply and said.size_of is None else said,
             worth=partial(worth_keeping, method=said.method),
         )

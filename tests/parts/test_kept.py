@@ -74,7 +74,7 @@ def test_each_body_and_each_deed_has_a_name_of_its_own() -> None:
     ]
 
     assert len({of.key(post) for post in posts}) == 4
-    assert len({of.key(post, "said by key=") for post in posts}) == 3  # the body is what `key=` stands for, the deed not
+    assert len({of.key(post, "said by key=") for post in posts}) == 3  # that stands for the body, not for the deed
 
 
 def test_credentials_and_bodies_stand_in_no_name() -> None:
@@ -115,7 +115,7 @@ def test_arguments_that_are_secret_make_a_digest_of_the_path() -> None:
 
 
 def test_an_identity_that_cannot_be_told_is_an_error_at_once() -> None:
-    of = names(identity=lambda: object())
+    of = names(identity=object)
 
     with pytest.raises(KeyNeeded, match=r"identity=.*plain data"):
         of.key(get())
