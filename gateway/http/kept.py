@@ -112,7 +112,7 @@ class Names:
         No key: the answers were forgotten meanwhile, and with them whose this is.
         """
         said, vary = directives(reply.lines), vary_of(reply.lines)
-        if vary is None or not TRACES.isdisjoint(vary):
+        if vary is None:
             return False
         if key is None:
             return not ("no-store" in said or is_for_one(reply.lines, said))
@@ -182,7 +182,7 @@ class Names:
         A request without headers of its own has one only, whatever the server looks at: so it is found after a restart,
         when nobody knows yet what that is. One with such headers is never answered with that.
         """
-        own = (name for name in sent if name not in CREDENTIALS and (name not in TRACES or name in vary))
+        own = sent.keys() - CREDENTIALS - TRACES
         if all(sent[name] == self._constant.get(name) for name in own):
             return base
         return (*base, ("vary", *values_of(vary, sent)))
@@ -227,7 +227,7 @@ def vary_of(lines: Pairs) -> tuple[str, ...] | None:
     """The names in `Vary`, in small letters and in order; None: it says that no other request is like this one."""
     said = [value for name, value in lines if name.lower() == "vary"]
     names = {part.strip().lower() for part in ",".join(said).split(",")} - {""}
-    return None if "*" in names else tuple(sorted(names))
+    return None if "*" in names or not names.isdisjoint(TRACES) else tuple(sorted(names))
 
 
 def values_of(names: Iterable[str], sent: dict[str, str]) -> tuple[Hashable, ...]:
