@@ -681,6 +681,20 @@ async def visited(one: Api, folder: Path, headers: dict[str, str] = ADA) -> list
         return [await ended(one) for one in asked]
 
 
+async def test_headers_that_all_requests_have_hide_nothing_after_a_restart(tmp_path: Path) -> None:
+    async with api() as one:
+        one.lines = ["Vary: Accept, Origin"]
+        answers = []
+        for one.down in (False, True):
+            async with Gateway() as gate:
+                memory = LastGood(store=SQLiteStore(tmp_path / "answers.sqlite"))
+                asked = http(gate, one).get("/a", into=Film, headers={"Accept": "text/html"}, fallback=[memory])
+                answers.append(await asked(named("about")).ask())
+
+    assert [answer.source for answer in answers] == ["live", "last_good"]
+    assert answers[0].value == answers[1].value
+
+
 async def test_what_a_restart_finds_under_the_same_name_is_of_the_same_operation(tmp_path: Path) -> None:
     async with api() as one:
         async with Gateway() as gate:
