@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
+from functools import lru_cache
 from typing import Any
+
+from msgspec import Struct
 
 from fallbacks.spelling import spelled
 from gateway.arguments import canonical
@@ -38,6 +41,9 @@ VARIES_KEPT = 10_000
 SUCCESSES = range(200, 300)
 IN_PART = frozenset({206, 304})
 """Answers to what only this request asked: for a part, or whether something has changed. They are nobody else's."""
+
+NOBODY = frozenset({("for", None, None), ("for", None, canonical(None))})
+"""Where a key says whose it is: nobody's."""
 
 Key = tuple[Hashable, ...]
 
@@ -90,13 +96,13 @@ class Names:
 
         `asked_for`: also where the status is no success.
         """
-        said = directives(reply.lines)
         if reply.status in IN_PART or not (asked_for or reply.status in SUCCESSES):
             return None
-        if "no-store" in said or "no-store" in directives(request.headers):
+        said, sent, base = said_in(reply.lines), self._sent(request), base_of(key)
+        if said.no_store or (request.headers and said_in(request.headers).no_store):
             return None
-        sent, base, vary = self._sent(request), base_of(key), vary_of(reply.lines)
-        if vary is None or not self._is_still(base, sent) or (is_for_one(reply.lines, said) and not belongs(base)):
+        vary = said.vary
+        if vary is None or not self._is_still(base, sent) or (said.for_one and not belongs(base)):
             return None
         vary = tuple(name for name in vary if name not in CREDENTIALS and (name != CODING or name in sent))
         name = self._variant(base, vary, sent)
@@ -111,15 +117,13 @@ class Names:
 
         No key: the answers were forgotten meanwhile, and with them whose this is.
         """
-        said, vary = directives(reply.lines), vary_of(reply.lines)
-        if vary is None:
+        said = said_in(reply.lines)
+        if said.vary is None:
             return False
-        if key is None:
-            return not ("no-store" in said or is_for_one(reply.lines, said))
-        base = base_of(key)
-        if not self._is_still(base, self._sent(request)):
+        base = None if key is None else base_of(key)
+        if base is not None and not self._is_still(base, self._sent(request)):
             return False
-        return belongs(base) or not ("no-store" in said or is_for_one(reply.lines, said))
+        return (base is not None and belongs(base)) or not (said.no_store or said.for_one)
 
     def below(self, path: str, *, whole: bool = False) -> Callable[[Hashable], bool]:
         """Tells of a key whether it names a request whose path begins so, or, if that is the `whole` of it, is this."""
@@ -207,26 +211,46 @@ def base_of(key: Key) -> Key:
 
 def belongs(base: Key) -> bool:
     """Whether a key says whose it is."""
-    return base[-1] not in {("for", None, None), ("for", None, canonical(None))}
+    return base[-1] not in NOBODY
 
 
-def directives(lines: Pairs) -> frozenset[str]:
-    """The names of the directives in `Cache-Control`."""
-    said = [value for name, value in lines if name.lower() == "cache-control"]
-    if not said:
-        return frozenset()
-    return frozenset(part.partition("=")[0].strip().lower() for part in ",".join(said).split(","))
+class Said(Struct, frozen=True):
+    """What header lines say of who may have an answer.
+
+    `for_one`: who asked, and nobody else; the server says so, or begins a session with it. `vary`: the names of the
+    headers that matter; None: no other request is like this one.
+    """
+
+    no_store: bool
+    for_one: bool
+    vary: tuple[str, ...] | None
 
 
-def is_for_one(lines: Pairs, said: frozenset[str]) -> bool:
-    """Whether an answer is for who asked, and nobody else: the server says so, or begins a session with it."""
-    return "private" in said or any(name.lower() == "set-cookie" for name, _ in lines)
+def said_in(lines: Pairs) -> Said:
+    """What these lines say; one look at each, as this is on the way of every reply that is remembered."""
+    control, vary, cookie = "", "", False
+    for name, value in lines:
+        small = name.lower()
+        if small == "cache-control":
+            control = f"{control},{value}"
+        elif small == "vary":
+            vary = f"{vary},{value}"
+        elif small == "set-cookie":
+            cookie = True
+    said = directives(control)
+    return Said("no-store" in said, cookie or "private" in said, names_in(vary))
 
 
-def vary_of(lines: Pairs) -> tuple[str, ...] | None:
-    """The names in `Vary`, in small letters and in order; None: it says that no other request is like this one."""
-    said = [value for name, value in lines if name.lower() == "vary"]
-    names = {part.strip().lower() for part in ",".join(said).split(",")} - {""}
+@lru_cache(maxsize=256)
+def directives(control: str) -> frozenset[str]:
+    """The names of the directives in a `Cache-Control`."""
+    return frozenset(part.partition("=")[0].strip().lower() for part in control.split(","))
+
+
+@lru_cache(maxsize=256)
+def names_in(vary: str) -> tuple[str, ...] | None:
+    """The names in a `Vary`, in small letters and in order; None for one that makes each request another."""
+    names = {part.strip().lower() for part in vary.split(",")} - {""}
     return None if "*" in names or not names.isdisjoint(TRACES) else tuple(sorted(names))
 
 
