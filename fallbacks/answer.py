@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Hashable, Mapping
+import re
+from collections.abc import Awaitable, Hashable, Iterator, Mapping
 from enum import StrEnum
 from math import inf
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
@@ -47,24 +48,48 @@ class Answer(Struct, Generic[T_co], frozen=True):
     def to_headers(self, cache: str = "gateway") -> dict[str, str]:
         """What tells an HTTP client where this came from: `Cache-Status` (RFC 9211) and, if it was remembered, `Age`.
 
-        `cache` is the name that you go by there: a token, such as "catalog".
+            Cache-Status: catalog; fwd=stale; fwd-status=503; detail=last_good
+            Age: 12
+
+        `cache` is the name that you go by there, such as "catalog". ValueError for one that no header can hold.
         """
-        headers = {"Cache-Status": f"{cache}; {STATUS[self.source]}"}
+        headers = {"Cache-Status": "; ".join((named(cache), *self._status()))}
         if self.stored_at is not None:
-            headers["Age"] = str(int(self.age))
+            headers["Age"] = str(int(min(max(self.age, 0.0), LONGEST_AGE)))
         return headers
 
+    def _status(self) -> Iterator[str]:
+        """In the words of RFC 9211: `fwd` says that it was sent on, and why, so not what an open circuit kept here."""
+        if self.source is Source.CACHED:
+            yield "hit"
+            return
+        if getattr(self.error, "attempts", 1) or self.source is Source.ALTERNATE:
+            yield "fwd=stale" if self.source is Source.LAST_GOOD else "fwd=miss"
+            status = getattr(getattr(self.error and self.error.__cause__, "reply", None), "status", None)
+            if status is not None:  # without it, the upstream would have said what this answer says
+                yield f"fwd-status={status}"
+        elif self.source is Source.LAST_GOOD:
+            yield "hit"
+        if self.source is Source.COALESCED:
+            yield "collapsed"
+        elif self.source is not LIVE:
+            yield f"detail={self.source}"
 
-STATUS = {
-    Source.LIVE: "fwd=miss",
-    Source.COALESCED: "fwd=miss; collapsed",
-    Source.CACHED: "hit",
-    Source.LAST_GOOD: "fwd=stale; detail=last_good",
-    Source.STATIC: "fwd=miss; detail=static",
-    Source.HANDLER: "fwd=miss; detail=handler",
-    Source.ALTERNATE: "fwd=miss; detail=alternate",
-}
-"""How RFC 9211 says it: `fwd` is why it was sent on, `detail` who answered instead."""
+
+TOKEN = re.compile(r"[A-Za-z*][!#$%&'*+.^_`|~0-9A-Za-z:/-]*")
+TEXT = re.compile(r"[ -~]*")
+LONGEST_AGE = 2**31
+"""Seconds; RFC 9111, 1.2.2."""
+
+
+def named(name: str) -> str:
+    """A name in a structured header (RFC 8941): a token if it is one, else a string."""
+    if TOKEN.fullmatch(name):
+        return name
+    if not TEXT.fullmatch(name):
+        raise ValueError(f"Answer.to_headers cache: {name!r} is no line of ASCII; give a name such as 'catalog'")
+    escaped = name.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 class Question(Struct, frozen=True):

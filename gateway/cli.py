@@ -67,6 +67,11 @@ def http_urls(context: click.Context, option: click.Parameter, values: tuple[str
     show_default=True,
     help="How many ratings services; --ratings-port is that of the first.",
 )
+@click.option(
+    "--memory",
+    type=click.Path(dir_okay=False),
+    help="Let the catalog remember in this file; none: only until it ends.  [default: one in your cache folder]",
+)
 @click.option("--scenario", is_flag=True, help="Play a minute of faults under load, print what becomes of each page.")
 @click.option("--seconds", type=click.IntRange(12, 3600), help="With --scenario: how long it is.  [default: 60]")
 @click.option("--svg", type=SVG, help="With --scenario: draw it into this file.  [default: scenario*.svg]")
@@ -83,6 +88,7 @@ def demo(service: str | None, port: int | None, **options: Any) -> None:
         raise click.UsageError("--port goes with a SERVICE; all three have --catalog-port, --info-port, --ratings-port")
     check_scenario(service, **options)
     check_instances(service, **options)
+    check_memory(service, **options)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))  # from here on; imports take a moment
     if options["scenario"]:
@@ -175,6 +181,16 @@ def check_instances(service: str | None, **options: Any) -> None:
         raise click.UsageError("--ratings-port is that of the first of the --instances, and leaves no room for them")
 
 
+def check_memory(service: str | None, **options: Any) -> None:
+    """What goes with --memory."""
+    if options["memory"] is None:
+        return
+    if options["scenario"]:
+        raise click.UsageError("--memory does not go with --scenario, which begins with nothing")
+    if service not in {None, "catalog"}:
+        raise click.UsageError("--memory is the catalog's; leave it out")
+
+
 def play(**options: Any) -> None:
     """The scenario."""
     import asyncio
@@ -236,6 +252,8 @@ def run_all(**options: Any) -> None:
     asked = ["--info-url", *urls["info"], "--instances", str(several)]
     for url in urls["ratings"]:
         asked += ["--ratings-url", url]
+    if options["memory"] is not None:
+        asked += ["--memory", in_this_folder(options["memory"])]
     asked += ["--admin-from-parent", str(admin.fileno())]
     services[0] = replace(services[0], options=(*services[0].options, *asked), also=(admin,))
     admin_url = site.url_of(*admin.getsockname()[:2])
@@ -288,6 +306,7 @@ def create(service: str, **options: Any) -> Any:
         info_url=options["info_url"] or site.url_of(near, options["info_port"]),
         tell=site.say if options["instances"] > 1 else None,
         admin=options["admin"],
+        memory=options["memory"],
     )
 
 
@@ -310,6 +329,13 @@ def listen_for_admin(**options: Any) -> socket.socket:
         if said is not ParameterSource.DEFAULT:
             raise
         return site.listen(near, 0, option="--admin-port")
+
+
+def in_this_folder(file: str) -> str:
+    """The file as the services find it, which run in another folder."""
+    from gateway.demo.memory import NOWHERE
+
+    return file if file == NOWHERE else str(Path(file).absolute())
 
 
 def reached_at(host: str) -> str:

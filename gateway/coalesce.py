@@ -158,13 +158,9 @@ class Flights:
         return flight
 
     def end(self, flight: Flight) -> None:
-        """It is over."""
+        """It is over, or those who ask from now on are not to join it."""
         if self._under_way.get(flight.key) is flight:
             del self._under_way[flight.key]
-
-    def part_with(self, key: Hashable) -> None:
-        """Who asks for this from now on does not join the flight that is under way."""
-        self._under_way.pop(key, None)
 
     def clear(self) -> None:
         """Their loop was closed under them."""

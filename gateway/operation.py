@@ -40,7 +40,7 @@ from gateway.arguments import Arguments, Keys, Namer, namer
 from gateway.blocking import Visit, refuse_on_a_loop
 from gateway.call import NOBODY, Call, Circuit, Led, Wants
 from gateway.circuits import Asked, OfOperation, breaker_of
-from gateway.coalesce import LEAD, TOO_LATE, Flights, Landed, again
+from gateway.coalesce import LEAD, TOO_LATE, Flight, Flights, Landed, again
 from gateway.context import HALF_MICROSECOND, Deadline, Tries, ambient_here, leave, put_ambient, take_back, tries_under
 from gateway.counts import AGE_BOUNDS, Counts, Histogram, LatencySnapshot, Tally
 from gateway.events import AttemptFailed, CallFinished
@@ -564,10 +564,7 @@ class Operation(Generic[P, T]):
             self._memory.keep(call.key, value, call.at)
         if call.flight is not None:
             flight, call.flight = call.flight, None
-            if self._is_shareable(call, value):
-                flight.land(value)
-            else:
-                flight.part()
+            flight.land(value)
 
     def _finish(self, call: Call, ended: str) -> None:
         """Count how it ended, and tell who listens."""
@@ -689,10 +686,6 @@ class Operation(Generic[P, T]):
         """What identical calls have in common."""
         return call.key
 
-    def _is_shareable(self, call: Call, value: T) -> bool:  # noqa: ARG002 - for those who look at the value
-        """Whether an answer may be given to others who asked the same."""
-        return True
-
     def _kind_of(self, function: Callable[..., Any]) -> Any:
         """The type of the answers."""
         return declared_type(function)
@@ -802,8 +795,8 @@ class Operation(Generic[P, T]):
         """Calls under way whose answer is not to be remembered, and not to be waited for by those who ask now."""
         for call in (*self.calls, *self._background):
             if call.key is not None and meant(call.key):
-                if self._flights is not None:
-                    self._flights.part_with(self._flight_key(call))
+                if self._flights is not None and call.flight is not None:
+                    self._flights.end(cast("Flight", call.flight))
                 call.key = None
 
     async def warm(self, keys: Iterable[Any]) -> int:
@@ -850,6 +843,7 @@ class Operation(Generic[P, T]):
             await Using(self, Wants(only_live=True)).ask(*args)  # type: ignore[call-arg]  # as many as it takes
         except Exception:  # noqa: BLE001 - it is counted as any call; the others go on
             return False
+        key = self._key_for(args, {})  # a reply may have told what its answers differ by
         return memory.recall(key, self.upstream.clock()) is not None
 
     @property

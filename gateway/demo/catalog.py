@@ -18,6 +18,7 @@ from urllib.parse import quote
 import msgspec
 from aiohttp import web
 
+from fallbacks.stores import SQLiteStore
 from gateway import (
     Answer,
     BreakerPolicy,
@@ -39,6 +40,7 @@ from gateway import (
 from gateway.admin import serve
 from gateway.demo import posters
 from gateway.demo.faults import FaultSwitch, Handler, answer, retry_after
+from gateway.demo.memory import NOWHERE, store_in
 from gateway.demo.page import Page, finite
 from gateway.log import listen
 
@@ -60,6 +62,7 @@ POLICY = Policy(
         probes=1,  # as Hystrix: one call finds out whether it is well again
         evidence_after=0.4,  # the page's deadline cuts tries at 0.45 to 0.5 s: a hang that long counts as one
     ),
+    fallback_timeout=0.04,  # kept back of that for the file, which need not be asked: what it has is in memory
 )
 INFO_POLICY = POLICY.tuned_fields({"breaker.probes": 5})
 """A page asks for its films at once: let one page find out, not one film of it."""
@@ -130,7 +133,7 @@ class Catalog:
     """The upstreams, what is asked of them, and the pages made of it.
 
     `ratings_url` may be those of several instances. `tell` is told what the page wants of them: `kill ratings-2`.
-    `admin`: where operators are listened to, if they are.
+    `admin`: where operators are listened to, if they are. `store` keeps what was good beyond the end.
     """
 
     def __init__(
@@ -140,20 +143,22 @@ class Catalog:
         info_url: str,
         tell: Callable[[str], object] | None = None,
         admin: socket | None = None,
+        store: SQLiteStore | None = None,
     ) -> None:
         self.gate = Gateway()
         self._admin = admin
         ratings_urls = (ratings_url,) if isinstance(ratings_url, str) else tuple(ratings_url)
         ratings = self.gate.http("ratings", ratings_urls, policy=POLICY, http=HTTP)
         info = self.gate.http("info", info_url, policy=INFO_POLICY, http=HTTP)
+        remembered = LastGood(store=store)
 
-        @ratings.get("/ratingsdata/user/{user_id}", into=UserRatings, fallback=[LastGood(), Static(NOBODY)])
+        @ratings.get("/ratingsdata/user/{user_id}", into=UserRatings, fallback=[remembered, Static(NOBODY)])
         async def user_ratings(user_id: str) -> UserRatings: ...
 
         @ratings.get("/ratingsdata/user/{user_id}", into=UserRatings)
         async def ratings_or_error(user_id: str) -> UserRatings: ...
 
-        @info.get("/movies/{movie_id}", into=Movie, fallback=[LastGood(), Static(NOT_FOUND)])
+        @info.get("/movies/{movie_id}", into=Movie, fallback=[remembered, Static(NOT_FOUND)])
         async def movie(movie_id: str) -> Movie: ...
 
         self._draw = self.gate.upstream("posters", policy=POSTERS_POLICY).operation(
@@ -281,14 +286,15 @@ def origin(operation: Operation[..., Any], from_: Answer[Any]) -> Origin:
 
 
 def origin_headers(asked: list[Asked]) -> dict[str, str]:
-    """The worst answer of each upstream, and whether any stands in for another."""
+    """The worst answer of each upstream, and whether any stands in for another; the worst of all in standard words."""
     upstreams: dict[str, list[Answer[Any]]] = {}
     for operation, one in asked:
         upstreams.setdefault(operation.upstream.name, []).append(one)
     worsts = {name: worst(answers) for name, answers in upstreams.items()}
     sources = (f"{name}={one.source}" + (f";age={one.age:.1f}" if one.age else "") for name, one in worsts.items())
     degraded = any(one.degraded for _, one in asked)
-    return {"X-Answer-Source": ", ".join(sources), "X-Degraded": str(degraded).lower()}
+    standard = worst(worsts.values()).to_headers("catalog")
+    return {"X-Answer-Source": ", ".join(sources), "X-Degraded": str(degraded).lower(), **standard}
 
 
 def create(
@@ -297,8 +303,10 @@ def create(
     info_url: str,
     tell: Callable[[str], object] | None = None,
     admin: socket | None = None,
+    memory: str | None = NOWHERE,
 ) -> web.Application:
-    """The service, telling the log what happens to its upstreams."""
-    catalog = Catalog(ratings_url=ratings_url, info_url=info_url, tell=tell, admin=admin)
+    """The service, telling the log what happens to its upstreams. `memory`: a file; None: the usual one."""
+    store = store_in(memory)
+    catalog = Catalog(ratings_url=ratings_url, info_url=info_url, tell=tell, admin=admin, store=store)
     listen(catalog.gate)
     return catalog.create()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from asyncio import AbstractEventLoop, Task, wait
 from collections.abc import AsyncIterable, Callable
 from contextvars import Context
+from dataclasses import replace
 from functools import cached_property, partial
 from time import monotonic
 from typing import Any, ParamSpec, TypeVar, cast
@@ -149,7 +150,7 @@ class HttpUpstream(Upstream):
         """Register a declared operation. Raises ConfigError."""
         if not callable(function) or not hasattr(function, "__name__"):
             raise ConfigError(f"{self.name}{said.path}", f"{function!r} is no function", "decorate a function")
-        check_terms(f"{self.name}.{said.name or function.__name__}", said)
+        check_terms(f"{self.name}.{said.name or function.__name__}", replace(said, idempotent=said.repeats))
         operation = DeclaredOperation(self, self.policy, function, said)
         self._adopt(operation)
         return cast("Operation[P, T]", operation)

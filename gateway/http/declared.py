@@ -15,7 +15,7 @@ from gateway.call import Call
 from gateway.http.errors import BadReply
 from gateway.http.kept import Names, size_of_reply, worth_keeping
 from gateway.http.reply import HttpReply
-from gateway.http.request import IDEMPOTENT, Headers, HttpRequest, Params, confined, request_of, segment_of
+from gateway.http.request import IDEMPOTENT, Headers, HttpRequest, Params, checked, confined, request_of, segment_of
 from gateway.http.routed import RoutedOperation
 from gateway.http.routes import Route, Trip
 from gateway.operation import Operation
@@ -45,6 +45,11 @@ class Declared(Terms, Generic[T]):
     headers: Headers | None = None
     idempotency_key: Callable[..., str] | bool | None = None
 
+    @property
+    def repeats(self) -> bool:
+        """Whether it may be asked twice: as it says, else as its method does, or with a key for the deed."""
+        return IDEMPOTENT[self.method] or bool(self.idempotency_key) if self.idempotent is None else self.idempotent
+
     def __call__(self, function: Callable[P, Any], /) -> Operation[P, T]:
         """Register the function. Raises ConfigError for what cannot work."""
         return self.upstream.declare(function, self)
@@ -58,30 +63,23 @@ class DeclaredOperation(RoutedOperation[..., T]):
     def __init__(self, upstream: HttpUpstream, policy: Policy, function: Callable[..., Any], said: Declared[T]) -> None:
         self._said = said
         self._form = Form(f"{upstream.name}.{said.name or function.__name__}", function, said)
-        key = said.idempotency_key
-        idempotent = said.idempotent
         super().__init__(
             upstream,
             policy,
             function,
             self._send_bound,
             name=said.name or function.__name__,
-            idempotent=IDEMPOTENT[said.method] or bool(key) if idempotent is None else idempotent,
+            idempotent=said.repeats,
             said=replace(said, size_of=size_of_reply) if said.into is HttpReply and said.size_of is None else said,
-            worth=worth_keeping,
+            worth=partial(worth_keeping, method=said.method),
         )
 
     def _take_memory(self) -> None:
         secret, identity = bool(self._said.secret), self._said.identity
-        self.names = Names(
-            f"{self.upstream.name!r}.{self.name!r}", self.upstream.http, identity=identity, secret=secret
-        )
+        where, constant = f"{self.upstream.name!r}.{self.name!r}", checked(self._said.headers or ())
+        self.names = Names(where, self.upstream.http, identity=identity, secret=secret, constant=constant)
         super()._take_memory()
         self._key_of = lambda args, kwargs: None  # noqa: ARG005 - it has one when its request is made
-
-    def _name_of(self, call: Call) -> Hashable:
-        trip: Trip = call.args[0]
-        return None if self._said.key is None else self._keys.of(trip.args, trip.kwargs)
 
     def _key_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
         named = None if self._said.key is None else self._keys.of(args, kwargs)
@@ -93,8 +91,10 @@ class DeclaredOperation(RoutedOperation[..., T]):
         They are found by the path, so the arguments must stand in it, first and in this order; ConfigError otherwise.
         """
         if self._said.key is not None:
-            return super().forget_all(*first)
-        meant = self.names.below(self._form.beginning(f"{self.upstream.name}.{self.name}", first))
+            meant = self.names.called(self._keys.beginning(first))
+        else:
+            path, whole = self._form.beginning(f"{self.upstream.name}.{self.name}", first)
+            meant = self.names.below(path, whole=whole)
         return self.upstream.gateway.on_its_loop(partial(self._forget_where, meant))
 
     def _kind_of(self, function: Callable[..., Any]) -> Any:  # noqa: ARG002 - a stub says the same, or less
@@ -154,15 +154,15 @@ class Form:
         self._headers = said.headers
         self._key = said.idempotency_key
 
-    def beginning(self, where: str, first: tuple[Any, ...]) -> str:
-        """How the path begins of all calls with these first arguments."""
+    def beginning(self, where: str, first: tuple[Any, ...]) -> tuple[str, bool]:
+        """How the path begins of all calls with these first arguments, and whether that is the whole of it."""
         if self._holes[: len(first)] != self._names[: len(first)]:
             problem = "these arguments do not stand in the path, first and in their order"
             raise ConfigError(f"{where}.forget_all", problem, "give those that do, or none: all are forgotten")
         path = self._parts[0]
         for value, part in zip(first, self._parts[1:], strict=False):
             path += segment_of(value) + part
-        return path
+        return path, len(first) == len(self._holes)
 
     def request(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HttpRequest:
         """The request of a call; the caller's TypeError if the arguments do not fit."""

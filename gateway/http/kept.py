@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
+from functools import lru_cache
 from typing import Any
+
+from msgspec import Struct
 
 from fallbacks.spelling import spelled
 from gateway.arguments import canonical
@@ -24,108 +27,151 @@ from gateway.policy import HttpPolicy
 CREDENTIALS = frozenset({"authorization", "cookie"})
 TRACES = frozenset(
     {
-        *("traceparent", "tracestate", "baggage", "b3", "uber-trace-id", "sentry-trace", "x-request-id"),
-        *("x-correlation-id", "x-amzn-trace-id", "x-cloud-trace-context", "x-b3-traceid", "x-b3-spanid"),
-        *("x-b3-parentspanid", "x-b3-sampled", "x-b3-flags"),
+        *("traceparent", "tracestate", "b3", "uber-trace-id", "sentry-trace", "x-request-id", "x-correlation-id"),
+        *("x-amzn-trace-id", "x-cloud-trace-context", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid"),
+        *("x-b3-sampled", "x-b3-flags"),
     }
 )
-"""Headers that are another one for each request, and change nothing about its answer."""
+"""Headers that are another one for each request, and change nothing about its answer. Not `baggage`: that may name the
+user, and a server may go by it."""
+CODING = "accept-encoding"
+"""It is said by the client itself, the same for all, and what it changes is undone before a reply is a reply."""
 NOTHING = frozenset({b"", b"[]", b"{}", b"null", b'""'})
 VARIES_KEPT = 10_000
-BAD_STATUS = 400
+SUCCESSES = range(200, 300)
+IN_PART = frozenset({206, 304})
+"""Answers to what only this request asked: for a part, or whether something has changed. They are nobody else's."""
+
+NOBODY = frozenset({("for", None, None), ("for", None, canonical(None))})
+"""Where a key says whose it is: nobody's."""
+
+Key = tuple[Hashable, ...]
 
 
 class Names:
-    """What the answers of one operation are remembered, and shared, under."""
+    """What the answers of one operation are remembered, and shared, under.
 
-    __slots__ = ("_identity", "_policy", "_secret", "_vary", "_where")
+    `constant`: headers that all its requests have, so that they tell none from another.
+    """
+
+    __slots__ = ("_constant", "_identity", "_policy", "_secret", "_vary", "_where")
 
     def __init__(
-        self, where: str, policy: HttpPolicy, *, identity: Callable[[], Hashable] | None = None, secret: bool = False
+        self,
+        where: str,
+        policy: HttpPolicy,
+        *,
+        identity: Callable[[], Hashable] | None = None,
+        secret: bool = False,
+        constant: Pairs = (),
     ) -> None:
         self._where = where
         self._policy = policy
         self._identity = identity
         self._secret = secret
-        self._vary: OrderedDict[Hashable, tuple[str, ...]] = OrderedDict()  # what the last reply said, where it did
+        self._constant = {name.lower(): value for name, value in constant}
+        self._vary: OrderedDict[Key, tuple[tuple[str, ...], Key]] = OrderedDict()  # of the last reply, and its own key
 
-    def key(self, request: HttpRequest, named: Hashable = None) -> tuple[Hashable, ...]:
+    def key(self, request: HttpRequest, named: Hashable = None) -> Key:
         """The key that an answer to this request would be found under. `named`: what `key=` calls it.
 
         Raises KeyNeeded where `identity=` gives none.
         """
-        base = self._base(request, named)
-        vary = self._vary.get(base)
-        return base if vary is None else (*base, ("vary", *values_of(vary, self._sent(request))))
+        sent = self._sent(request)
+        base = self._base(request, named, sent)
+        vary, last = self._vary.get(base, ((), None))
+        if not vary and last is not None:
+            return last  # whatever this request says: the server does not look at it
+        return self._variant(base, vary, sent)
 
-    def flight_key(self, request: HttpRequest, named: Hashable = None) -> tuple[Hashable, ...]:
+    def flight_key(self, request: HttpRequest, key: Key | None) -> Key | None:
         """What requests have in common that may share one flight: all that a server could look at."""
+        if key is None:
+            return None
         headers = {name: value for name, value in self._sent(request).items() if name not in TRACES | CREDENTIALS}
-        return (*self._base(request, named), *sorted(headers.items()))
+        return (*base_of(key), *sorted(headers.items()))
 
-    def kept_under(
-        self, request: HttpRequest, reply: HttpReply, named: Hashable = None, *, asked_for: bool = False
-    ) -> tuple[Hashable, ...] | None:
-        """The key for this answer; None if it is not to be kept. `asked_for`: also where the status is a no."""
-        said = directives(reply.lines)
-        if "no-store" in said or (reply.status >= BAD_STATUS and not asked_for):
-            return None
-        if "no-store" in directives(request.headers):
-            return None
-        base = self._base(request, named)
-        if is_for_one(reply.lines, said) and not self._belongs(base):
-            return None
-        vary = vary_of(reply.lines)
-        if vary is None:
-            return None
-        vary = tuple(name for name in vary if name not in CREDENTIALS)  # these are in every key
-        if vary:
-            self._vary[base] = vary
-            self._vary.move_to_end(base)
-            if len(self._vary) > VARIES_KEPT:
-                self._vary.popitem(last=False)
-            return (*base, ("vary", *values_of(vary, self._sent(request))))
-        self._vary.pop(base, None)
-        return base
+    def kept_under(self, request: HttpRequest, reply: HttpReply, key: Key, *, asked_for: bool = False) -> Key | None:
+        """The key for the answer to a call that began with this key; None if it is not to be kept.
 
-    def is_shareable(self, request: HttpRequest, reply: HttpReply) -> bool:
-        """Whether others who sent the same request at the same time may have this answer, too."""
-        said = directives(reply.lines)
-        for_one = "no-store" in said or is_for_one(reply.lines, said)
-        return vary_of(reply.lines) is not None and not (for_one and not self._belongs(self._base(request, None)))
+        `asked_for`: also where the status is no success.
+        """
+        if reply.status in IN_PART or not (asked_for or reply.status in SUCCESSES):
+            return None
+        said, sent, base = said_in(reply.lines), self._sent(request), base_of(key)
+        if said.no_store or (request.headers and said_in(request.headers).no_store):
+            return None
+        vary = said.vary
+        if vary is None or not self._is_still(base, sent) or (said.for_one and not belongs(base)):
+            return None
+        vary = tuple(name for name in vary if name not in CREDENTIALS and (name != CODING or name in sent))
+        name = self._variant(base, vary, sent)
+        self._vary[base] = (vary, name)
+        self._vary.move_to_end(base)
+        if len(self._vary) > VARIES_KEPT:
+            self._vary.popitem(last=False)
+        return name
 
-    def below(self, path: str) -> Callable[[Hashable], bool]:
-        """Tells of a key whether it names a request whose path begins so."""
+    def is_shareable(self, request: HttpRequest, reply: HttpReply, key: Key | None) -> bool:
+        """Whether others who sent the same request at the same time may have this answer, too.
+
+        No key: the answers were forgotten meanwhile, and with them whose this is.
+        """
+        said = said_in(reply.lines)
+        if said.vary is None:
+            return False
+        base = None if key is None else base_of(key)
+        if base is not None and not self._is_still(base, self._sent(request)):
+            return False
+        return (base is not None and belongs(base)) or not (said.no_store or said.for_one)
+
+    def below(self, path: str, *, whole: bool = False) -> Callable[[Hashable], bool]:
+        """Tells of a key whether it names a request whose path begins so, or, if that is the `whole` of it, is this."""
 
         def meant(key: Hashable) -> bool:
-            return type(key) is tuple and key[0] == self._where and (self._secret or str(key[2]).startswith(path))
+            if type(key) is not tuple or key[0] != self._where:
+                return False
+            return self._secret or (key[2] == path if whole else str(key[2]).startswith(path))
 
         return meant
 
-    def variants(self, key: tuple[Hashable, ...]) -> Callable[[Hashable], bool]:
+    def called(self, meant: Callable[[Hashable], bool]) -> Callable[[Hashable], bool]:
+        """Tells of a key whether it names a request that `key=` calls what is meant."""
+        return lambda key: type(key) is tuple and key[0] == self._where and meant(key[2])
+
+    @staticmethod
+    def variants(key: Key) -> Callable[[Hashable], bool]:
         """Tells of a key whether it names the same request, whatever the headers that its answer varies by."""
-        base = key[:-1] if type(key[-1]) is tuple and key[-1][:1] == ("vary",) else key
+        base = base_of(key)
 
         def meant(other: Hashable) -> bool:
             return type(other) is tuple and other[: len(base)] == base
 
         return meant
 
-    def _base(self, request: HttpRequest, named: Hashable) -> tuple[Hashable, ...]:
+    def _base(self, request: HttpRequest, named: Hashable, sent: dict[str, str]) -> Key:
         body = None if request.body is None else spelled(request.body)
-        what: tuple[Hashable, ...] = (request.path, request.params, body)
+        what: Key = (request.path, request.params, body)
         if named is not None:
             what = (named,)
         elif self._secret:
             what = (spelled(what),)
-        return (self._where, request.method, *what, self._who(request))
+        if request.idempotency_key is not None:  # it names the deed: the answer to another one is no answer
+            what = (*what, spelled(request.idempotency_key))
+        return (self._where, request.method, *what, self._who(sent))
 
-    def _who(self, request: HttpRequest) -> Hashable:
+    def _who(self, sent: dict[str, str]) -> Hashable:
         """Whose the answer is, as far as the request tells; no credentials stand in a key."""
-        sent = self._sent(request)
         shown = tuple((name, sent[name]) for name in sorted(CREDENTIALS) if name in sent)
         who = None if self._identity is None else self._named(self._identity)
         return ("for", spelled(shown) if shown else None, who)
+
+    def _is_still(self, base: Key, sent: dict[str, str]) -> bool:
+        """Whether who asks is who asked when the call began: what tells that may have changed while it waited."""
+        try:
+            return self._who(sent) == base[-1]
+        except KeyNeeded:
+            return False
 
     def _named(self, identity: Callable[[], Hashable]) -> Hashable:
         try:
@@ -134,10 +180,16 @@ class Names:
             problem = f"{self._where}: its identity= gave none: {error!r}"
             raise KeyNeeded(f"{problem}; give a function that returns plain data") from error
 
-    @staticmethod
-    def _belongs(base: tuple[Hashable, ...]) -> bool:
-        """Whether a key says whose it is."""
-        return base[-1] != ("for", None, None) and base[-1] != ("for", None, canonical(None))
+    def _variant(self, base: Key, vary: tuple[str, ...], sent: dict[str, str]) -> Key:
+        """The key of one of the answers to the same request.
+
+        A request without headers of its own has one only, whatever the server looks at: so it is found after a restart,
+        when nobody knows yet what that is. One with such headers is never answered with that.
+        """
+        own = sent.keys() - CREDENTIALS - TRACES
+        if all(sent[name] == self._constant.get(name) for name in own):
+            return base
+        return (*base, ("vary", *values_of(vary, sent)))
 
     def _sent(self, request: HttpRequest) -> dict[str, str]:
         """The headers of a request that are its own, by their names in small letters."""
@@ -151,24 +203,55 @@ class Names:
         return {**sent, **own}
 
 
-def directives(lines: Pairs) -> frozenset[str]:
-    """The names of the directives in `Cache-Control`."""
-    said = [value for name, value in lines if name.lower() == "cache-control"]
-    if not said:
-        return frozenset()
-    return frozenset(part.partition("=")[0].strip().lower() for part in ",".join(said).split(","))
+def base_of(key: Key) -> Key:
+    """A key without what its answer varies by."""
+    last = key[-1]
+    return key[:-1] if type(last) is tuple and last[0] == "vary" else key
 
 
-def is_for_one(lines: Pairs, said: frozenset[str]) -> bool:
-    """Whether an answer is for who asked, and nobody else: the server says so, or begins a session with it."""
-    return "private" in said or any(name.lower() == "set-cookie" for name, _ in lines)
+def belongs(base: Key) -> bool:
+    """Whether a key says whose it is."""
+    return base[-1] not in NOBODY
 
 
-def vary_of(lines: Pairs) -> tuple[str, ...] | None:
-    """The names in `Vary`, in small letters and in order; None: it says that no other request is like this one."""
-    said = [value for name, value in lines if name.lower() == "vary"]
-    names = {part.strip().lower() for part in ",".join(said).split(",")} - {""}
-    return None if "*" in names else tuple(sorted(names))
+class Said(Struct, frozen=True):
+    """What header lines say of who may have an answer.
+
+    `for_one`: who asked, and nobody else; the server says so, or begins a session with it. `vary`: the names of the
+    headers that matter; None: no other request is like this one.
+    """
+
+    no_store: bool
+    for_one: bool
+    vary: tuple[str, ...] | None
+
+
+def said_in(lines: Pairs) -> Said:
+    """What these lines say; one look at each, as this is on the way of every reply that is remembered."""
+    control, vary, cookie = "", "", False
+    for name, value in lines:
+        small = name.lower()
+        if small == "cache-control":
+            control = f"{control},{value}"
+        elif small == "vary":
+            vary = f"{vary},{value}"
+        elif small == "set-cookie":
+            cookie = True
+    said = directives(control)
+    return Said("no-store" in said, cookie or "private" in said, names_in(vary))
+
+
+@lru_cache(maxsize=256)
+def directives(control: str) -> frozenset[str]:
+    """The names of the directives in a `Cache-Control`."""
+    return frozenset(part.partition("=")[0].strip().lower() for part in control.split(","))
+
+
+@lru_cache(maxsize=256)
+def names_in(vary: str) -> tuple[str, ...] | None:
+    """The names in a `Vary`, in small letters and in order; None for one that makes each request another."""
+    names = {part.strip().lower() for part in vary.split(",")} - {""}
+    return None if "*" in names or not names.isdisjoint(TRACES) else tuple(sorted(names))
 
 
 def values_of(names: Iterable[str], sent: dict[str, str]) -> tuple[Hashable, ...]:
@@ -176,11 +259,11 @@ def values_of(names: Iterable[str], sent: dict[str, str]) -> tuple[Hashable, ...
     return tuple((name, spelled(sent[name]) if name in sent else None) for name in names)
 
 
-def worth_keeping(value: Any) -> bool:
+def worth_keeping(value: Any, method: str = "GET") -> bool:
     """Whether a reply may take the place of an older one: a success with something in it. So with what it was made."""
     if not isinstance(value, HttpReply):
         return worth_remembering(value)
-    return value.status < BAD_STATUS and value.body.strip() not in NOTHING
+    return value.status in SUCCESSES and (method == "HEAD" or value.body.strip() not in NOTHING)
 
 
 def size_of_reply(reply: HttpReply) -> int:

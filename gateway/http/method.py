@@ -18,6 +18,7 @@ from gateway.operation import Operation
 from gateway.outcome import Outcome
 from gateway.policy import Policy, TimeoutPolicy
 from gateway.terms import CircuitBy, Revalidate, Terms
+from gateway.views import Using
 
 if TYPE_CHECKING:
     from gateway.http.client import HttpUpstream
@@ -63,7 +64,7 @@ class Method(RoutedOperation[..., HttpReply]):
             name=method.lower() + (" with key" if keyed else ""),
             idempotent=keyed or IDEMPOTENT[method],
             said=Terms(size_of=size_of_reply),
-            worth=worth_keeping,
+            worth=partial(worth_keeping, method=method),
         )
 
     def _take_memory(self) -> None:
@@ -205,7 +206,8 @@ class Method(RoutedOperation[..., HttpReply]):
         if limit is not None:
             return Answer(await self.upstream.send_within(request, limit))
         if request.idempotency_key is not None and not self.idempotent:
-            return await self.upstream.keyed(self.method).ask(request)
+            keyed, wanted = self.upstream.keyed(self.method), getattr(self, "_wants", None)
+            return await (keyed if wanted is None else Using(keyed, wanted)).ask(request)
         return await Operation.ask(self, request)
 
     def __get__(self, instance: object, owner: type | None = None) -> Self:  # type: ignore[override]

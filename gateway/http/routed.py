@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from fallbacks.answer import Question
 from gateway.call import Call, Circuit
-from gateway.http.kept import Names
+from gateway.http.kept import Key, Names
 from gateway.http.reply import HttpReply
 from gateway.http.request import HttpRequest
 from gateway.http.routes import Trip
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+NO_REPLY = HttpReply(200)
 
 
 class RoutedOperation(Operation[P, T]):
@@ -40,30 +41,27 @@ class RoutedOperation(Operation[P, T]):
         first: HttpRequest | Trip = call.args[0]
         return first.request if isinstance(first, Trip) else first
 
-    def _name_of(self, call: Call) -> Hashable:  # noqa: ARG002 - for those that have `key=`
-        """What `key=` calls it."""
-        return None
-
     def _flight_key(self, call: Call) -> Hashable:
-        return self.names.flight_key(self.request_of(call), self._name_of(call))
+        return self.names.flight_key(self.request_of(call), cast("Key | None", call.key))
 
     def _remember(self, call: Call, value: Any) -> None:
-        if call.key is not None:
-            request, reply, named = self.request_of(call), self._reply_of(call, value), self._name_of(call)
-            call.key = self.names.kept_under(request, reply, named, asked_for=self._memory.asked_for)
+        key, request, reply = cast("Key | None", call.key), self.request_of(call), self._reply_of(call, value)
+        if call.flight is not None and not self.names.is_shareable(request, reply, key):
+            call.flight.part()
+            call.flight = None
+        if key is not None:
+            call.key = self.names.kept_under(request, reply, key, asked_for=self._memory.asked_for)
         super()._remember(call, value)
-
-    def _is_shareable(self, call: Call, value: Any) -> bool:
-        return self.names.is_shareable(self.request_of(call), self._reply_of(call, value))
 
     @staticmethod
     def _reply_of(call: Call, value: Any) -> HttpReply:
-        """The reply that a value came in."""
+        """The reply that a value came in; one that says nothing if none did, as in a test with `Faults`."""
         trip = call.args[0]
-        return value if isinstance(value, HttpReply) else trip.reply
+        reply = value if isinstance(value, HttpReply) else getattr(trip, "reply", None)
+        return NO_REPLY if reply is None else reply
 
     def _forget(self, key: Hashable) -> bool:
-        return super()._forget_where(self.names.variants(cast("tuple[Hashable, ...]", key))) > 0
+        return super()._forget_where(self.names.variants(cast("Key", key))) > 0
 
     def _anew(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         first = call.args[0]

@@ -32,7 +32,7 @@ from gateway.http.errors import (
 )
 from gateway.http.failures import failure_of
 from gateway.http.reply import HttpRefused, HttpReply
-from gateway.http.request import HttpRequest, checked
+from gateway.http.request import HttpRequest, Pairs, checked
 from gateway.http.routes import Route
 from gateway.http.statuses import Statuses, reason_for, retry_after_in
 from gateway.outcome import Outcome
@@ -74,7 +74,7 @@ class Session:
         started = self._clock()
         try:
             response = await self.open(request, request.body, timeout, route)
-            reply = HttpReply(response.status, tuple(response.headers.items()), await self._read(response))
+            reply = HttpReply(response.status, lines_of(response), await self._read(response))
         except (CancelledError, ClientError, OSError, Unreachable, BadReply) as error:
             if within and isinstance(error, CancelledError):
                 raise
@@ -164,7 +164,7 @@ class Session:
             retry_after = retry_after_in(response.headers.get("Retry-After"))
             if self._statuses.meaning(response.status, retry_after) is Outcome.SUCCESS:
                 return response
-            reply = HttpReply(response.status, tuple(response.headers.items()), await self._read(response))
+            reply = HttpReply(response.status, lines_of(response), await self._read(response))
         except (CancelledError, ClientError, OSError, Unreachable, BadReply) as error:
             failure: BaseException | None = self.failure(error, request, route, timeout, self._clock() - started)
         else:
@@ -265,6 +265,11 @@ def propagated(propagate: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:
     except Exception:
         log.exception("HttpPolicy.propagate failed: the request goes without its headers")
         return {}
+
+
+def lines_of(response: Response) -> Pairs:
+    """The header lines, in plain strings: the multidict's own kind of name is no data that a store could hold."""
+    return tuple([(str(name), value) for name, value in response.headers.items()])
 
 
 def what_of(request: HttpRequest, route: Route) -> str:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -86,10 +87,13 @@ def running(
 ) -> Iterator[Running]:
     """Run `gateway ...` until it says a line that begins so; at the latest, the test's end is its end.
 
-    `group`: in a process group of its own, as a shell would.
+    `group`: in a process group of its own, as a shell would. What it remembers is gone at the end, unless it is given
+    a file.
     """
+    cache = TemporaryDirectory()
     process = subprocess.Popen(
         [*command, *arguments],
+        env={**os.environ, "XDG_CACHE_HOME": cache.name},
         process_group=0 if group else None,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -116,6 +120,7 @@ def running(
         for pipe in (process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
+        cache.cleanup()
 
 
 def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:

@@ -8,10 +8,12 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 from socket import create_server
+from sqlite3 import DatabaseError, connect
 from typing import Any
 
 import aiohttp
@@ -24,8 +26,9 @@ from gateway.demo import info, ratings
 from gateway.demo.catalog import Catalog
 from gateway.demo.faults import MODES, retry_after
 from gateway.demo.films import films
+from gateway.demo.memory import store_in
 from gateway.testing import assert_nothing_left
-from tests.edges.running import ANY_PORTS, Running, ask, children_of, listens, lives, running
+from tests.edges.running import ANY_PORTS, Running, ask, children_of, free_ports, listens, lives, running
 from tests.edges.serving import connected
 
 virtual = pytest.mark.virtual_time
@@ -662,3 +665,107 @@ def test_the_catalog_asks_another_service_where_it_is_told_to() -> None:
     assert ended == (0, "", "")
     assert live.source == "ratings=live, info=live"
     assert alone.source == "ratings=last_good, info=live"
+
+
+# -- what outlives it
+
+
+def entries_in(file: Path) -> int:
+    """How many answers the file has; 0 while it is being made."""
+    try:
+        with closing(connect(f"file:{file}?mode=ro", uri=True)) as database:
+            return int(database.execute("SELECT count(*) FROM entries").fetchone()[0])
+    except DatabaseError:
+        return 0
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    given_up_at = time.monotonic() + 5.0
+    while not true():
+        assert time.monotonic() < given_up_at
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_catalog_answers_after_a_restart_though_the_ratings_are_gone(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    file = tmp_path / "new" / "catalog.sqlite"
+    with running("demo", *ANY_PORTS, "--memory", str(file)) as demo:
+        live = demo.get("catalog", "/catalog/eve")
+        wait_for(lambda: number is signal.SIGTERM or entries_in(file) == 6)
+        os.kill(children_of(demo.process.pid)["catalog"], number)
+        demo.ended()
+
+    (nobody,) = free_ports(1)
+    with running("demo", *ANY_PORTS, "--memory", str(file), "--ratings-url", f"http://127.0.0.1:{nobody}") as demo:
+        again = demo.get("catalog", "/catalog/eve?explain=1")
+        plain = demo.get("catalog", "/catalog/eve")
+        default = demo.get("catalog", "/catalog/mallory")
+
+    assert live.source == "ratings=live, info=live"
+    assert again.source == "ratings=last_good, info=live"
+    assert plain.json == live.json
+    assert all(0 < item["age"] < 60 for item in again.json["items"])
+    assert again.headers["cache-status"] in {
+        "catalog; fwd=stale; detail=last_good",
+        "catalog; hit; detail=last_good",
+    }
+    assert 0 <= int(again.headers["age"]) < 60
+    assert default.json == [DEFAULT]
+
+
+def test_a_file_that_cannot_be_had_costs_a_line_and_no_page(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    (tmp_path / "no database").write_text("this is none" * 100)
+    files = {tmp_path / "taken" / "x.sqlite": "remembers only until it ends", tmp_path / "no database": "is corrupt"}
+    for file, complaint in files.items():
+        arguments = ("catalog", "--port", "0", "--memory", str(file), *nobody_there())
+        with running("demo", *arguments, until="ready") as alone:
+            page = alone.get("", "/catalog/eve")
+            _, said, complained = alone.end()
+
+        assert page.json == [DEFAULT]
+        assert complaint in said + complained
+
+
+def nobody_there() -> tuple[str, ...]:
+    ratings_port, info_port = free_ports(2)
+    return ("--ratings-url", f"http://127.0.0.1:{ratings_port}", "--info-url", f"http://127.0.0.1:{info_port}")
+
+
+def test_the_usual_file_is_in_the_users_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    named = store_in(None)
+    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    usual = store_in(None)
+
+    assert named is not None
+    assert named.path == tmp_path / "cache" / "async-worker-gateway" / "catalog.sqlite"
+    assert usual is not None
+    assert usual.path == tmp_path / ".cache" / "async-worker-gateway" / "catalog.sqlite"
+    assert store_in("none") is None
+    assert store_in(str(tmp_path)) is None
+
+
+# -- in standard words
+
+
+@virtual
+async def test_pages_and_posters_say_where_they_come_from_in_standard_words() -> None:
+    rated = http(b'{"userId":"ada","ratings":[{"movieId":"100","rating":4}]}')
+    answers = iter([rated(b"")])  # and then it closes the connection
+    async with raw(lambda _: next(answers, None)) as url, browsing(ratings=url) as browser:
+        live = await browser.get("/catalog/ada")
+        await asyncio.sleep(12.0)
+        remembered = await browser.get("/catalog/ada")
+        default = await browser.get("/catalog/bob")
+        async with browser.session.get(browser.url + "/movies/100/poster") as poster:
+            drawn = dict(poster.headers)
+
+    assert (live.headers["Cache-Status"], "Age" in live.headers) == ("catalog; fwd=miss", False)
+    assert remembered.headers["Cache-Status"] == "catalog; fwd=stale; detail=last_good"
+    assert remembered.headers["Age"] == "12"
+    assert (default.headers["Cache-Status"], "Age" in default.headers) == ("catalog; fwd=miss; detail=static", False)
+    assert drawn["Cache-Status"] == "catalog; fwd=miss"

@@ -148,7 +148,8 @@ def test_the_program_prints_what_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.virtual_time
-async def test_the_tour_prints_what_it_shows() -> None:
+async def test_the_tour_prints_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # it writes a file
     names: dict[str, Any] = {"__name__": "tour"}
     printed = []
     for block in of("A short tour", "python"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from math import inf
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,3 +91,69 @@ def test_what_has_no_answer_is_no_tier() -> None:
 def test_the_public_names_are_sorted_and_there() -> None:
     assert fallbacks.__all__ == sorted(fallbacks.__all__)
     assert all(hasattr(fallbacks, name) for name in fallbacks.__all__)
+
+
+# -- what it tells an HTTP client
+
+
+class Sent(Exception):
+    """Stands for a `GatewayError`, of which this package knows nothing."""
+
+    def __init__(self, attempts: int, status: int | None = None) -> None:
+        super().__init__()
+        self.attempts = attempts
+        self.__cause__ = Boom()
+        if status is not None:
+            self.__cause__.reply = SimpleNamespace(status=status)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (Answer("v"), "fwd=miss"),
+        (Answer("v", Source.COALESCED), "fwd=miss; collapsed"),
+        (Answer("v", Source.CACHED, 3.0, None, 1.0), "hit"),
+        (Answer("v", Source.LAST_GOOD, 3.0, Sent(2), 1.0), "fwd=stale; detail=last_good"),
+        (Answer("v", Source.LAST_GOOD, 3.0, Sent(2, 503), 1.0), "fwd=stale; fwd-status=503; detail=last_good"),
+        (Answer("v", Source.LAST_GOOD, 3.0, Sent(0), 1.0), "hit; detail=last_good"),
+        (Answer("v", Source.STATIC, 0.0, Sent(1)), "fwd=miss; detail=static"),
+        (Answer("v", Source.STATIC, 0.0, Sent(1, 500)), "fwd=miss; fwd-status=500; detail=static"),
+        (Answer("v", Source.STATIC, 0.0, Sent(0)), "detail=static"),
+        (Answer("v", Source.HANDLER, 0.0, Sent(0)), "detail=handler"),
+        (Answer("v", Source.ALTERNATE, 0.0, Sent(0)), "fwd=miss; detail=alternate"),
+        (Answer("v", Source.HANDLER, 0.0, Boom()), "fwd=miss; detail=handler"),
+    ],
+    ids=str,
+)
+def test_a_client_is_told_where_an_answer_came_from(answer: Answer[str], status: str) -> None:
+    headers = answer.to_headers("catalog")
+
+    assert headers["Cache-Status"] == f"catalog; {status}"
+    assert ("Age" in headers) is (answer.stored_at is not None)
+
+
+@pytest.mark.parametrize(("age", "told"), [(0.0, "0"), (0.9, "0"), (12.7, "12"), (-1.0, "0"), (inf, "2147483648")])
+def test_a_client_is_told_the_age_in_whole_seconds(age: float, told: str) -> None:
+    assert Answer("v", Source.CACHED, age, None, 1.0).to_headers()["Age"] == told
+
+
+@pytest.mark.parametrize(
+    ("name", "spelled"),
+    [
+        ("gateway", "gateway"),
+        ("catalog.example:8081", "catalog.example:8081"),
+        ("*", "*"),
+        ("the catalog", '"the catalog"'),
+        ("8081", '"8081"'),
+        ('say "a\\b"', r'"say \"a\\b\""'),
+        ("", '""'),
+    ],
+)
+def test_a_name_is_spelled_as_structured_headers_have_it(name: str, spelled: str) -> None:
+    assert Answer("v").to_headers(name)["Cache-Status"] == f"{spelled}; fwd=miss"
+
+
+@pytest.mark.parametrize("name", ["a\r\nSet-Cookie: x", "a\nb", "é", "\x7f"], ids=repr)
+def test_a_name_that_is_more_than_one_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"Answer\.to_headers cache"):
+        Answer("v").to_headers(name)

@@ -68,7 +68,7 @@ async def test_followers_are_bounded() -> None:
 async def test_a_flight_that_is_over_takes_no_other_with_it() -> None:
     flights = Flights()
     first = begun(flights)
-    flights.part_with("k")
+    flights.end(first)
     second = begun(flights)
 
     flights.end(first)
