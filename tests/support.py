@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -20,6 +21,13 @@ QUIET = Policy(retry=ONE_TRY, breaker=NEVER_OPENS)
 
 class Boom(Exception):
     """What a function raises that fails."""
+
+
+def steady(value: object) -> str:
+    """An id for a parameter that is the same in every process: without addresses, and without the order of sets."""
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value, key=repr)
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 async def ended(call: Awaitable[Any]) -> Any:

@@ -28,7 +28,7 @@ from gateway import (
     TimeoutPolicy,
     UnknownName,
 )
-from tests.support import QUIET, Boom, counted, ended
+from tests.support import QUIET, Boom, counted, ended, steady
 
 # -- what can be one
 
@@ -388,7 +388,7 @@ def test_a_function_whose_parameters_nobody_knows_is_an_operation_or_a_clear_err
         ({"classify": "user"}, "classify"),
         ({"name": 5}, "name"),
     ],
-    ids=str,
+    ids=steady,
 )
 def test_a_declaration_that_cannot_be_meant_is_an_error_that_names_it(gate: Gateway, declared, field: str) -> None:
     up = gate.upstream("movies")

@@ -17,6 +17,7 @@ import pytest
 
 from fallbacks.envelope import HEADER, MARK, STAMP, VERSION, Undecodable, check_kind, stamp_of, unwrap, wrap
 from gateway import HttpReply
+from tests.support import steady
 
 
 class Colour(Enum):
@@ -110,7 +111,7 @@ def sealed(payload: bytes, at: float = 100.0, version: int = VERSION, mark: byte
     return HEADER.pack(mark, version, crc32(stamped)) + stamped
 
 
-@pytest.mark.parametrize(("value", "kind"), KEPT, ids=repr)
+@pytest.mark.parametrize(("value", "kind"), KEPT, ids=steady)
 def test_a_value_comes_back_as_what_it_is(value: Any, kind: Any) -> None:
     back, at = unwrap(wrap(value, 123.5, kind), kind, now=200.0)
 
@@ -125,7 +126,7 @@ def test_no_number_comes_back_too() -> None:
     assert isnan(back[0])
 
 
-@pytest.mark.parametrize(("value", "kind"), REFUSED, ids=repr)
+@pytest.mark.parametrize(("value", "kind"), REFUSED, ids=steady)
 def test_what_would_come_back_as_something_else_is_refused(value: Any, kind: Any) -> None:
     with pytest.raises(TypeError, match="cannot be kept in a store"):
         wrap(value, 1.0, kind)
