@@ -80,6 +80,10 @@ class Aioresilience:
 
         return self.guard(in_thread, terms)
 
+    def pool(self, terms: Terms) -> Any:
+        """One object for many blocks."""
+        return Bulkhead(config=BulkheadConfig(max_concurrent=terms.limit, max_waiting=terms.queue, timeout=10.0))
+
     async def close(self) -> None:
         """Nothing is held."""
 

@@ -51,6 +51,10 @@ class Hyx:
         """One object for many blocks."""
         return timeout(terms.timeout)
 
+    def pool(self, terms: Terms) -> Any:
+        """One object for many blocks."""
+        return bulkhead(terms.limit, terms.limit + terms.queue)
+
     async def close(self) -> None:
         """Nothing is held."""
 

@@ -96,6 +96,15 @@ class Called:
                 return [handler(stand_in)]
         return []
 
+    def block(self, terms: Terms) -> Callable[[], Any]:
+        """A slot for a block of code, each time anew: that is how they are made."""
+        gate = Gateway()
+        self._gates.append(gate)
+        upstream = gate.upstream("ratings", policy=self._policy(terms))
+        return upstream.slot
+
+    pool = block
+
     async def close(self) -> None:
         """Close the gateways."""
         for gate in self._gates:
