@@ -131,9 +131,14 @@ class Glued:
             reraise=True,
         )
         async def fetch(name: str, user: str) -> Any:
-            async with await circuits.get_breaker(name), semaphores[name], asyncio.timeout(TRY):
-                async with self._session.get(f"{urls[name]}/items/{user}", raise_for_status=True) as response:
-                    return msgspec.json.decode(await response.read())
+            url = f"{urls[name]}/items/{user}"
+            async with (
+                await circuits.get_breaker(name),
+                semaphores[name],
+                asyncio.timeout(TRY),
+                self._session.get(url, raise_for_status=True) as response,
+            ):
+                return msgspec.json.decode(await response.read())
 
         self._fetch = fetch
 

@@ -1,4 +1,4 @@
-"""The blast radius: one of three upstreams falls ill, again and again, under load that does not wait; who notices?
+"""The blast radius: who notices when one of three upstreams falls ill, again and again, under load that does not wait.
 
 Everything is a process of its own, on real sockets: three upstreams, the aggregator, and the users, who are here. They
 ask for pages, made of all three, and for something else that does not need the one that falls ill. A page that does
@@ -200,7 +200,7 @@ async def ask(session: ClientSession, url: str, made: Run, at: float, start: flo
     try:
         async with session.get(url, timeout=ClientTimeout(total=max(0.001, left), ceil_threshold=inf)) as response:
             await response.read()
-            if response.status == 200:  # noqa: PLR2004
+            if response.status == 200:
                 kind = "degraded" if response.headers.get("X-Degraded") == "true" else "live"
     except (TimeoutError, aiohttp.ClientError):
         pass

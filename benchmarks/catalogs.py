@@ -1,4 +1,4 @@
-"""The demo's catalog, and a bare aiohttp one that does the same work: one of them, on a port, as `make bench` starts it.
+"""The demo's catalog, and a bare aiohttp one that does the same work: one of them on a port, for `make bench`.
 
 The only module here that imports the demo: its catalog is what is measured.
 """

@@ -266,7 +266,7 @@ async def unbounded(one: Contender) -> str:
     """Is there a bound to what is remembered?"""
     films: weakref.WeakSet[Film] = weakref.WeakSet()
 
-    async def film(_: str) -> Film:  # noqa: RUF029
+    async def film(_: str) -> Film:
         new = Film()
         films.add(new)
         return new

@@ -54,7 +54,7 @@ async def with_upstreams(many: int, *, rounds: int) -> Figures:
 def answering() -> Callable[[str], Awaitable[str]]:
     """A function of its own."""
 
-    async def answer(_: str) -> str:  # noqa: RUF029
+    async def answer(_: str) -> str:
         return VALUE
 
     return answer

@@ -98,9 +98,7 @@ def summary(name: str, run: Run) -> str:
     lost = sum(one.kind == "lost" for one in pages)
     others = [one for one in run.requests if not one.page]
     away = sum(one.kind == "lost" for one in others)
-    return (
-        f"{name}: {lost:,} of {len(pages):,} pages lost, and {away:,} of {len(others):,} requests that do not need b"
-    )
+    return f"{name}: {lost:,} of {len(pages):,} pages lost, and {away:,} of {len(others):,} requests that do not need b"
 
 
 def text(x: float, y: float, content: str, class_: str = "") -> str:

@@ -1,5 +1,7 @@
-"""Measuring side by side: short rounds, all in turn and in another order each time, so that what else the machine does
-hits all of them alike; then medians and quartiles.
+"""Measuring side by side, in short rounds.
+
+All take their turn in every round, in another order each time, so that what else the machine does hits all of them
+alike; then medians and quartiles.
 """
 
 from __future__ import annotations

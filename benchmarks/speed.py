@@ -99,8 +99,8 @@ def lines(found: dict[tuple[str, str], dict[str, Any]], of_node: dict[str, Any])
     """The tables."""
     yield (
         "Microseconds per call: the median, and in brackets the middle half of all rounds. *Adds* is what a call costs "
-        "over the bare await, round by round; *x floor* is that, measured by what the hand-written floor adds; *x bare* "
-        "is the whole by the bare await."
+        "over the bare await, round by round; *x floor* is that, by what the hand-written floor adds; *x bare* is the "
+        "whole by the bare await. Where there is no bare await, *x floor* is the whole by the floor's whole."
     )
     for workload in WORKLOADS:
         yield f"### {workload.name[0].upper()}{workload.name[1:]}"
@@ -162,7 +162,7 @@ def node_rows(of_workload: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 def us(seconds: float) -> str:
     """Microseconds, with as many digits as mean something."""
     value = seconds * MICRO
-    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"  # noqa: PLR2004
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def title(name: str) -> str:

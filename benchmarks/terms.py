@@ -52,7 +52,7 @@ class Terms:
     open_for: float = 60.0
     window_for: float | None = None
     """A failure counts no longer than this; None: as the contender has it."""
-    plan_b: Literal["last good", "default", "async function", None] = "last good"
+    plan_b: Literal["last good", "default", "async function"] | None = "last good"
     must_remember: bool = False
     """The last good answer is what the call is about; else who has no memory goes without."""
     remembers: int = 10_000

@@ -1,4 +1,4 @@
-"""The glue of today: tenacity, a circuit breaker, a semaphore, `asyncio.timeout` and aiocache, put together with care."""
+"""The glue of today: tenacity, a circuit breaker, a semaphore, `asyncio.timeout`, aiocache, put together with care."""
 
 from __future__ import annotations
 
@@ -28,6 +28,35 @@ class Glue:
     def guard(self, function: Function, terms: Terms) -> Function:
         """Put together as a careful user would."""
         check(terms, "window_for")
+        tried = limited(self._tried(function, terms), terms)
+        if terms.single_flight:
+            return cached(ttl=300, key_builder=lambda _, key: key)(tried)
+        cache = SimpleMemoryCache() if terms.plan_b == "last good" else None
+
+        async def call(key: str) -> Any:
+            try:
+                value = await tried(key)
+            except Exception:
+                kept = await plan_b(key)
+                if kept is None:
+                    raise
+                return kept
+            if cache is not None:
+                await cache.set(key, value, ttl=300)
+            return value
+
+        async def plan_b(key: str) -> Any:
+            match terms.plan_b:
+                case "default":
+                    return DEFAULT
+                case "async function":
+                    return await stand_in()
+            return None if cache is None else await cache.get(key)
+
+        return call
+
+    def _tried(self, function: Function, terms: Terms) -> Function:
+        """Tries, each through the circuit, with a place and a limit on time."""
         semaphore = Semaphore(terms.limit)
         through_circuit = self._circuit(terms)
 
@@ -38,36 +67,14 @@ class Glue:
         async def tried(key: str) -> Any:
             return await through_circuit(one_try, key)
 
-        if terms.attempts > 1:
-            tried = retry(
-                stop=stop_after_attempt(terms.attempts),
-                wait=wait_fixed(terms.pause),
-                retry=retry_if_not_exception_type((self.open_error, NoSuchFilm)),
-                reraise=True,
-            )(tried)
-        tried = limited(tried, terms)
-        if terms.single_flight:
-            return cached(ttl=300, key_builder=lambda _, key: key)(tried)
-        cache = SimpleMemoryCache() if terms.plan_b == "last good" else None
-
-        async def call(key: str) -> Any:
-            try:
-                value = await tried(key)
-            except Exception:
-                match terms.plan_b:
-                    case "default":
-                        return DEFAULT
-                    case "async function":
-                        return await stand_in()
-                kept = None if cache is None else await cache.get(key)
-                if kept is None:
-                    raise
-                return kept
-            if cache is not None:
-                await cache.set(key, value, ttl=300)
-            return value
-
-        return call
+        if terms.attempts == 1:
+            return tried
+        return retry(
+            stop=stop_after_attempt(terms.attempts),
+            wait=wait_fixed(terms.pause),
+            retry=retry_if_not_exception_type((self.open_error, NoSuchFilm)),
+            reraise=True,
+        )(tried)
 
     def guard_plain(self, function: Callable[[str], Any], terms: Terms) -> Function:
         """The same round `asyncio.to_thread`."""

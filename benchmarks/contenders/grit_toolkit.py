@@ -43,7 +43,7 @@ class Grit:
             grit.timeout(terms.timeout),
         ]
         if terms.listener is not None:
-            layers[0].on_change(lambda name, state: terms.listener(state))
+            layers[0].on_change(lambda *state: terms.listener(state))
         if terms.attempts > 1:
             layers.insert(0, grit.retry(tries=terms.attempts, wait=grit.constant(terms.pause), giveup=refused_by_grit))
         match terms.plan_b:

@@ -69,7 +69,7 @@ class Interlock:
             name=f"ratings-{next(NUMBERS)}",
             config=Config(
                 minimum_number_of_calls=int(min(terms.opens_after, 1_000 if window else size)),
-                failure_rate_threshold=0.5 if terms.opens_after < 1_000 else 1.0,  # noqa: PLR2004 - never
+                failure_rate_threshold=0.5 if terms.opens_after < 1_000 else 1.0,
                 wait_duration_in_open=terms.open_for,
                 permitted_calls_in_half_open=1,
                 window_size=size,

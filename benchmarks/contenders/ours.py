@@ -135,7 +135,7 @@ class Minimum(Called):
     name = "gateway: bare minimum"
     note = "no limit in the pool, no retries, no memory, a circuit that never opens, time without end"
 
-    def _policy(self, terms: Terms) -> Policy:
+    def _policy(self, terms: Terms) -> Policy:  # noqa: ARG002 - as little as can be, whatever they are
         return Policy(
             timeout=TimeoutPolicy(call=inf, attempt=inf),
             retry=RetryPolicy(attempts=1, budget=None),

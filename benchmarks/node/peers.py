@@ -30,7 +30,7 @@ def run(script: str, *arguments: str) -> dict[str, Any]:
     try:
         modules = installed()
         order = [node, HERE / script, modules, *arguments]
-        done = subprocess.run(order, stdout=subprocess.PIPE, check=True, timeout=300)
+        done = subprocess.run(order, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, timeout=300)
     except (OSError, subprocess.SubprocessError) as error:
         return {"why": f"it could not be run ({type(error).__name__})"}
     return json.loads(done.stdout)
