@@ -55,9 +55,9 @@ async def measure(engine: Contender, *, seconds: float) -> Quickest:
     for runner in runners.values():
         await runner.calibrate(ROUND_FOR)
     quickest = dict.fromkeys(runners, inf)
-    ends = perf_counter() + seconds
     gc.collect()
     gc.disable()
+    ends = perf_counter() + seconds
     try:
         while perf_counter() < ends:
             for name, runner in runners.items():
