@@ -30,13 +30,14 @@ def main() -> None:
         parser.error(f"there is no {', '.join(sorted(unknown))}")
     began = perf_counter()
     for name in wanted.parts or report.ORDER:
-        print(f"\n# {name}: load average {machine.load()} before it", flush=True)
+        before = machine.load()
+        print(f"\n# {name}: load average {before} before it", flush=True)
         started = perf_counter()
         section = import_module(f"benchmarks.{name}").run(pythons(), quick=wanted.quick)
         took = perf_counter() - started
         print("\n\n".join([f"## {section.title}", *section.parts]), flush=True)
         if not wanted.print_only:
-            report.write(name, section, took=took, quick=wanted.quick)
+            report.write(name, section, took=took, quick=wanted.quick, before=before)
     print(f"\n{perf_counter() - began:,.0f} s in all", flush=True)
 
 

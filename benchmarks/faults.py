@@ -107,8 +107,7 @@ async def slots_leak(one: Contender) -> str:
     """Is every place given back when callers are cancelled, waiting or served?"""
     terms = Terms(limit=2, queue=10, timeout=60.0, attempts=1, opens_after=1_000, plan_b=None)
     upstream = Upstream("hangs")
-    left = await places_left(one.guard(upstream.ask, terms), upstream)
-    faults = [] if left == 2 else [f"{left} of 2 places left"]
+    faults = await places_lost(one.guard(upstream.ask, terms), upstream)
     if hasattr(one, "pool"):
         pool, within = one.pool(terms), Upstream("hangs")
 
@@ -116,13 +115,12 @@ async def slots_leak(one: Contender) -> str:
             async with pool() if callable(pool) and not hasattr(pool, "__aenter__") else pool:
                 return await within.ask(key)
 
-        left = await places_left(guarded, within)
-        faults += [] if left == 2 else [f"as a block: {left} of 2 places left"]
+        faults += [f"as a block: {fault}" for fault in await places_lost(guarded, within)]
     return ", ".join(faults) or RIGHT
 
 
-async def places_left(call: Function, upstream: Upstream) -> int:
-    """Cancel in every way, then see how many of two places there are."""
+async def places_lost(call: Function, upstream: Upstream) -> list[str]:
+    """Cancel in every way, then see how many of two places there are, and of ten in the queue."""
     for _ in range(5):
         tasks = start(call, ["a"] * 6)
         await asyncio.sleep(0.002)
@@ -134,11 +132,13 @@ async def places_left(call: Function, upstream: Upstream) -> int:
         await asyncio.sleep(0)
         served[2].cancel()  # ... who leaves in the same moment
         await end(served)
-    tasks = start(call, ["a"] * 2)
+    tasks = start(call, ["a"] * 12)
     await asyncio.sleep(0.01)
-    left = upstream.running
+    places, queue = upstream.running, sum(not task.done() for task in tasks) - upstream.running
     await end(tasks)
-    return left
+    if places != 2:
+        return [f"{places} of 2 places left"]
+    return [f"{queue} of 10 places left in the queue"] if queue != 10 else []
 
 
 async def threads_outlive(one: Contender) -> str:

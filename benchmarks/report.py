@@ -43,14 +43,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, align: str = ""
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rules, *rows))
 
 
-def write(name: str, section: Section, *, took: float, quick: bool, page: Path = PAGE) -> None:
+def write(name: str, section: Section, *, took: float, quick: bool, before: str = "?", page: Path = PAGE) -> None:
     """Put a section into the page."""
     sections = read(page)
     how = f'`make bench ARGS="{name}{" --quick" if quick else ""}"`'
     when = (
-        f"*{machine.now()}, {machine.here()}, load average {machine.load()} at its end; {took:,.0f} s. {how}"
-        + ("; a quick run, whose figures are rough" if quick else "")
-        + "*"
+        f"*{machine.now()}, {machine.here()}, load average {before} before it and {machine.load()} at "
+        f"its end; {took:,.0f} s. {how}" + ("; a quick run, whose figures are rough" if quick else "") + "*"
     )
     sections[name] = "\n\n".join([f"## {section.title}", when, *section.parts]) + "\n"
     known = [f"{MARK.format(name=one)}\n\n{sections[one]}" for one in ORDER if one in sections]

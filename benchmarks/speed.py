@@ -96,67 +96,94 @@ def add(found: dict[tuple[str, str], dict[str, Any]], more: dict[str, Any], loop
 
 
 def lines(found: dict[tuple[str, str], dict[str, Any]], of_node: dict[str, Any]) -> Iterator[str]:
-    """The tables."""
+    """A table for each Python and loop, the figures behind it, and who is who."""
     yield (
-        "Microseconds per call: the median, and in brackets the middle half of all rounds. *Adds* is what a call costs "
-        "over the bare await, round by round; *x floor* is that, by what the hand-written floor adds; *x bare* is the "
-        "whole by the bare await. Where there is no bare await, *x floor* is the whole by the floor's whole."
+        "Microseconds per call, the median of all rounds; in brackets, what the call adds to the bare await, by what "
+        "the hand-written floor adds to it, round by round (where there is no bare await: the whole, by the floor's). "
+        "Where there is no figure, the contender has no such thing, or does less than was asked; the reasons stand "
+        "below."
     )
-    for workload in WORKLOADS:
-        yield f"### {workload.name[0].upper()}{workload.name[1:]}"
-        yield f"{workload.says[0].upper()}{workload.says[1:]}."
-        for (python, loop), result in found.items():
-            one = result["workloads"][workload.name]
-            yield f"**{loop}, {python}**"
-            yield table(
-                ("contender", "us per call", "adds", "x floor", "x bare"),
-                rows(one["figures"], one["reasons"]),
-                align="l" + 4 * "r",
-            )
-        if workload.name in of_node.get("workloads", {}):
-            yield f"**{of_node['runtime']}**: another runtime, for comparison of what each adds to its own bare await"
-            yield table(
-                ("contender", "us per call", "adds"),
-                node_rows(of_node["workloads"][workload.name]),
-                align="lrr",
-            )
+    yield "\n".join(f"- *{workload.name}*: {workload.says}" for workload in WORKLOADS)
+    for (python, loop), result in reversed(found.items()):
+        yield f"**{loop}, {python}**"
+        head = ("us (x floor)", *(workload.name for workload in WORKLOADS))
+        yield table(head, overview(result["workloads"]), align="l" + "r" * len(WORKLOADS))
+    if "workloads" in of_node:
+        yield f"**{of_node['runtime']}**: another runtime; in brackets, what each adds to its own bare await, in us"
+        head = ("us (adds)", *(workload.name for workload in WORKLOADS))
+        yield table(head, overview_of_node(of_node["workloads"]), align="l" + "r" * len(WORKLOADS))
     yield "### Who is who"
     yield "\n".join(legend())
     if "why" in of_node:
         yield f"opossum and cockatiel, for Node: {of_node['why']}."
+    yield "### The figures behind it"
+    yield (
+        "The median, and in brackets the middle half of all rounds, in microseconds. *Adds*: over the bare await, "
+        "round by round."
+    )
+    for workload in WORKLOADS:
+        yield f"<details><summary>{workload.name}: {workload.says}</summary>"
+        for (python, loop), result in reversed(found.items()):
+            one = result["workloads"][workload.name]
+            yield f"**{loop}, {python}**"
+            head = ("contender", "us per call", "adds", "x floor", "x bare")
+            yield table(head, rows(one["figures"], one["reasons"]), align="lrrrr")
+        yield "</details>"
+
+
+def overview(workloads: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """A row for each contender, a column for each workload."""
+    for name in KNOWN:
+        yield (title(name), *(in_short(name, workloads[workload.name]["figures"]) for workload in WORKLOADS))
+
+
+def in_short(name: str, figures: dict[str, list[float]]) -> str:
+    """One figure, and its ratio to the floor."""
+    if name not in figures:
+        return "-"
+    times = x_floor(name, figures)
+    return us(middle(figures[name])) + (f" ({times})" if times else "")
+
+
+def x_floor(name: str, figures: dict[str, list[float]]) -> str:
+    """What a contender adds, by what the floor adds; the whole by the whole, where there is no bare await."""
+    bare, floor = figures.get("bare"), figures.get("floor")
+    if name == "bare" or floor is None:
+        return ""
+    mine, least = (over(one, bare) if bare else one for one in (figures[name], floor))
+    return f"{middle(mine) / middle(least):.1f}" if middle(least) > 0 else ""
+
+
+def overview_of_node(workloads: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The same for Node."""
+    for name in next(iter(workloads.values())):
+        row = [name]
+        for workload in WORKLOADS:
+            of_workload = workloads.get(workload.name, {})
+            figures, bare = of_workload.get(name, "-"), of_workload.get("bare", "-")
+            if isinstance(figures, str):
+                row.append("-")
+                continue
+            adds = "" if name == "bare" or isinstance(bare, str) else f" ({us(middle(over(figures, bare)))})"
+            row.append(us(middle(figures)) + adds)
+        yield tuple(row)
 
 
 def rows(figures: dict[str, list[float]], reasons: dict[str, str]) -> Iterator[tuple[str, ...]]:
-    """A row for each contender."""
-    bare, floor = figures.get("bare"), figures.get("floor")
+    """A row for each contender, with its quartiles."""
+    bare = figures.get("bare")
     for name in KNOWN:
         if name not in figures:
             yield title(name), reasons.get(name, ""), "", "", ""
             continue
         spread = Spread.of(figures[name])
-        adds = over(figures[name], bare) if bare else None
-        floors = over(floor, bare) if bare and floor else floor
-        mine = adds or figures[name]
         yield (
             title(name),
             f"{us(spread.middle)} ({us(spread.low)} to {us(spread.high)})",
-            "" if adds is None or name == "bare" else us(middle(adds)),
-            f"{middle(mine) / middle(floors):.1f}" if floors and name != "bare" else "",
+            us(middle(over(figures[name], bare))) if bare and name != "bare" else "",
+            x_floor(name, figures),
             f"{spread.middle / middle(bare):.1f}" if bare else "",
         )
-
-
-def node_rows(of_workload: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """The same for Node."""
-    bare = of_workload.get("bare")
-    bare = None if isinstance(bare, str) else bare
-    for name, figures in of_workload.items():
-        if isinstance(figures, str):
-            yield name, figures, ""
-            continue
-        spread = Spread.of(figures)
-        adds = us(middle(over(figures, bare))) if bare and name != "bare" else ""
-        yield name, f"{us(spread.middle)} ({us(spread.low)} to {us(spread.high)})", adds
 
 
 def us(seconds: float) -> str:
