@@ -1,7 +1,7 @@
 """A page made of three upstreams, by whom it is guarded: `gateway`, `bare` (aiohttp as it comes), `glue`.
 
 The numbers are the same wherever there is a place for them: 20 at once and 10 more that wait, for each upstream; a try
-0.35 s, a call 0.7 s; two tries; a circuit that opens after ten failures, for two seconds; the last good answer, else an
+0.35 s, a call 0.7 s; two tries; a circuit that ten failures can open, for two seconds; the last good answer, else an
 empty one.
 """
 

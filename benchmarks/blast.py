@@ -229,10 +229,17 @@ def lines(found: dict[str, Run]) -> Iterator[str]:
     )
     yield (
         f"*Gateway* and *the glue* (tenacity, purgatory, a semaphore, `asyncio.timeout`, aiocache; "
-        f"benchmarks/aggregators.py) have the same numbers: {LIMIT} at once for each upstream, a try {TRY:g} s, a call "
-        f"{CALL:g} s, two tries, a circuit that opens after {OPENS_AFTER} failures for {OPEN_FOR:g} s, the last good "
-        f"answer; {QUEUE} more may wait in the gateway, and in the glue as many as come. *Bare aiohttp* is one session "
-        f"as it comes, 100 connections, with a limit of {TOTAL:g} s on each request; a part that fails fails the page."
+        f"benchmarks/aggregators.py) have the same numbers where there is a place for them: {LIMIT} at once for each "
+        f"upstream, a try {TRY:g} s, a call {CALL:g} s, two tries, the last good answer, a circuit that opens for "
+        f"{OPEN_FOR:g} s. The gateway's opens when half of the last ten seconds' calls have failed, of at least "
+        f"{OPENS_AFTER}; the glue's after {OPENS_AFTER} failures in a row. {QUEUE} more may wait in the gateway, and in "
+        f"the glue as many as come. *Bare aiohttp* is one session as it comes, 100 connections, with a limit of "
+        f"{TOTAL:g} s on each request; a part that fails fails the page."
+    )
+    yield (
+        "*Requests sent to b* counts retries, and is what b saw; *live again after* is the time from the end of the "
+        f"illness until half a second of pages is live to {LIVE_AGAIN:.0%} (after its death that includes the start of "
+        "its new process)."
     )
     yield "![Pages by what they were: live, degraded, lost](blast-radius.svg)"
     head = (
