@@ -232,8 +232,8 @@ def lines(found: dict[str, Run]) -> Iterator[str]:
         f"benchmarks/aggregators.py) have the same numbers where there is a place for them: {LIMIT} at once for each "
         f"upstream, a try {TRY:g} s, a call {CALL:g} s, two tries, the last good answer, a circuit that opens for "
         f"{OPEN_FOR:g} s. The gateway's opens when half of the last ten seconds' calls have failed, of at least "
-        f"{OPENS_AFTER}; the glue's after {OPENS_AFTER} failures in a row. {QUEUE} more may wait in the gateway, and in "
-        f"the glue as many as come. *Bare aiohttp* is one session as it comes, 100 connections, with a limit of "
+        f"{OPENS_AFTER}; the glue's after {OPENS_AFTER} failures in a row. {QUEUE} more may wait in the gateway, and "
+        f"in the glue as many as come. *Bare aiohttp* is one session as it comes, 100 connections, with a limit of "
         f"{TOTAL:g} s on each request; a part that fails fails the page."
     )
     yield (

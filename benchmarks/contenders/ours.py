@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from inspect import signature
 from math import inf
 from typing import Any
 
 from tenacity import wait_fixed
 
-from benchmarks.terms import DEFAULT, CannotDo, Function, Terms, check, stand_in
+from benchmarks.terms import DEFAULT, Function, Terms, check, stand_in
 from gateway import (
     BreakerPolicy,
     BudgetPolicy,
@@ -25,12 +24,8 @@ from gateway import (
     RetryPolicy,
     Static,
     TimeoutPolicy,
-    Upstream,
     handler,
 )
-
-COALESCES = "coalesce" in signature(Upstream.operation).parameters
-"""Whether this version has single flight yet."""
 
 
 class Called:
@@ -76,14 +71,10 @@ class Called:
         if terms.listener is not None:
             gate.on(CircuitChanged)(terms.listener)
         extra: dict[str, Any] = {}
-        if terms.single_flight:
-            if not COALESCES:
-                raise CannotDo("not in this version: comes with `coalesce=`")
-            extra["coalesce"] = True
         if terms.refused is not None:
             extra["refused"] = (terms.refused,)
         return gate.upstream("ratings", policy=self._policy(terms)).operation(
-            name="stars", idempotent=True, fallback=self._tiers(terms), **extra
+            name="stars", idempotent=True, fallback=self._tiers(terms), coalesce=terms.single_flight, **extra
         )(function)
 
     def _tiers(self, terms: Terms) -> list[Any]:
