@@ -17,8 +17,8 @@ INTRODUCTION = """\
 
 What this engine costs and what it is good for, beside what one would use instead. Nothing here is typed in by hand:
 
-```sh
-make bench
+```console
+$ make bench
 ```
 
 runs all of it and writes this page; `make bench ARGS="speed"` runs one part (speed, faults, blast, catalog, growth),
