@@ -7,8 +7,8 @@ the busier the machine: so there are several, short ones, and more of them as lo
 limits. A figure is a ratio: a call, by a no-op call through the floor.
 
 benchmarks/guard.json holds the figures that were found good, one for each minor version of Python. A figure that is
-more than a fifth (or a quarter) above its record fails, so that a growth by a third surely does, and noise does not. To change a
-record is a decision of its own: `python -m benchmarks.guard --record`, and a commit that gives the reason.
+more than a fifth, or a quarter, above its record fails, so that a growth by a third surely does, and noise does not.
+To change a record is a decision of its own: `python -m benchmarks.guard --record`, and a commit that gives the reason.
 
 Instruction counts were tried. Virtual machines often give programs none (`perf stat`: not supported), and valgrind's
 took 23 s for one figure and scattered by 5 %, since starting the interpreter is most of what is counted: dearer than
