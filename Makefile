@@ -16,9 +16,10 @@ CORE := $(subst $(space),$(comma),$(PARTS:%=gateway/%.py) fallbacks/answer.py fa
 # Two stamps, since the demo needs no tools. An environment whose Python is gone is made anew.
 RUN := $(VENV)/.run
 DEV := $(VENV)/.dev
+BENCH_PYTHONS := 3.11 3.13
 GONE := $(shell $(BIN)/python -c "" 2>/dev/null || echo gone)
 
-.PHONY: help demo test check format coverage mutation clean gone
+.PHONY: help demo test check format coverage mutation bench clean gone
 .DELETE_ON_ERROR:
 
 help:  ## Show this list
@@ -55,6 +56,10 @@ mutation: $(DEV)  ## Break bulkhead.py and breaker.py in every way the tool know
 	@$(BIN)/mutmut results
 	@$(BIN)/mutmut export-cicd-stats && cat mutants/mutmut-cicd-stats.json
 
+# A Python that is not there is left out. With both of them and all of it, this takes a while: ARGS="--quick", or one part.
+bench: $(BENCH_PYTHONS:%=.venv-bench-%/.ready)  ## Measure beside others, and write docs/benchmarks.md (ARGS="speed --quick")
+	@exec "$$(ls .venv-bench-*/bin/python | tail -n 1)" -m benchmarks $(ARGS)
+
 clean:  ## Remove the environments and all that the tools leave
 	rm -rf .venv* build dist mutants htmlcov .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -69,6 +74,18 @@ $(RUN): pyproject.toml constraints.txt $(GONE)
 $(DEV): $(RUN)
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
+
+# The peers stand in environments of their own: what they need is nothing to us.
+.venv-bench-%/.ready: pyproject.toml constraints.txt benchmarks/constraints.txt
+	@for python in python$* "$$(pyenv prefix $* 2>/dev/null)/bin/python"; do \
+		"$$python" -c 'import venv' 2>/dev/null || continue; \
+		echo "Setting up .venv-bench-$* (once, and again when pyproject.toml or a constraints.txt change) ..."; \
+		"$$python" -m venv --clear .venv-bench-$* && \
+		install=".venv-bench-$*/bin/python -m pip --disable-pip-version-check --no-input -qq install --constraint constraints.txt" && \
+		$$install hatchling editables && \
+		$$install --no-build-isolation --editable '.[speed]' --requirement benchmarks/constraints.txt && \
+		touch $@; exit; \
+	done; echo "no Python $* here: it is left out"
 
 gone:
 

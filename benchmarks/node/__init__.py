@@ -1,0 +1,1 @@
+"""The two that people use in Node, for comparison."""
