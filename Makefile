@@ -30,7 +30,7 @@ demo: $(RUN)  ## Run the movie catalog (ARGS="..." goes to `gateway demo`); Ctrl
 	@exec $(BIN)/gateway demo $(ARGS)
 
 test: $(DEV)  ## Run the tests (ARGS="..." goes to pytest)
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n auto --dist worksteal $(ARGS)
 
 check: $(DEV)  ## Lint, format, types, architecture
 	$(BIN)/ruff check

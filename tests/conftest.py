@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
+import structlog
 
 pytest_plugins = ["gateway.testing.plugin"]
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was() -> Iterator[None]:
+    """Who configures how logs are written does so for one test."""
+    logger = logging.getLogger("gateway")
+    before = (logger.handlers, logger.level, logger.propagate)
+    yield
+    if (logger.handlers, logger.level, logger.propagate) != before:
+        logger.handlers, logger.level, logger.propagate = before
+        structlog.reset_defaults()
 
 
 @pytest_asyncio.fixture(autouse=True)

@@ -105,7 +105,7 @@ class PretendedUpstream:
                 "failures": 36 if self.state == "open" else 0,
                 "rejected": 120 if self.state == "open" else 0,
                 "opens_in": None,
-                "closes_in": 5 - time.time() % 5 if self.state == "open" else None,
+                "closes_in": 5 - time.time() % 4 if self.state == "open" else None,
                 "threshold": 0.5,
                 "min_calls": 10,
             },

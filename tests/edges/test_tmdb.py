@@ -63,13 +63,10 @@ class Asked:
 async def info_before(url: str, *, key: str = KEY) -> AsyncIterator[Asked]:
     logged = io.StringIO()
     log.configure(json=False, stream=logged)
-    try:
-        app = info.create({"TMDB_API_KEY": f" {key}\n", "TMDB_BASE_URL": url})
-        async with served(app) as ours, aiohttp.ClientSession() as session:
-            asked = Asked(ours, session, logged)
-            yield asked
-    finally:
-        log.configure()
+    app = info.create({"TMDB_API_KEY": f" {key}\n", "TMDB_BASE_URL": url})
+    async with served(app) as ours, aiohttp.ClientSession() as session:
+        asked = Asked(ours, session, logged)
+        yield asked
     assert key not in asked.bodies + logged.getvalue()
 
 
