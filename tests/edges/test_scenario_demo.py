@@ -477,6 +477,7 @@ def pids_of_the_cast() -> Iterator[int]:
             yield int(entry.name)
 
 
+@pytest.mark.alone
 def test_a_short_scenario_for_real(tmp_path: Path) -> None:
     svg = tmp_path / "picture.svg"
 
@@ -497,6 +498,7 @@ def test_a_short_scenario_for_real(tmp_path: Path) -> None:
     assert not any("status" in line or "not a page" in line for line in verdict), verdict
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_can_be_ended_early_and_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     before = set(pids_of_the_cast())
@@ -512,6 +514,7 @@ def test_it_can_be_ended_early_and_leaves_nothing_behind(tmp_path: Path, number:
     assert not (tmp_path / "x.svg").exists()
 
 
+@pytest.mark.alone
 def test_a_service_that_ends_by_itself_ends_the_scenario(tmp_path: Path) -> None:
     before = set(pids_of_the_cast())
     with running("demo", "--scenario", "--svg", f"{tmp_path / 'x.svg'}", until="       0 ") as one:
