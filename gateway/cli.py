@@ -256,9 +256,8 @@ def run_all(**options: Any) -> None:
         asked += ["--memory", in_this_folder(options["memory"])]
     asked += ["--admin-from-parent", str(admin.fileno())]
     services[0] = replace(services[0], options=(*services[0].options, *asked), also=(admin,))
-    admin_url = site.url_of(*admin.getsockname()[:2])
     try:
-        asyncio.run(processes.run(services, when_ready=hints(urls, admin_url)))
+        asyncio.run(processes.run(services, when_ready=hints(urls, admin, ours="ratings" in wanted)))
     except processes.ServiceEnded as error:
         raise click.ClickException(str(error)) from None
 
@@ -280,7 +279,7 @@ def run_one(service: str, port: int | None, **options: Any) -> None:
         if service == "catalog":
             options["admin"] = listen_for_admin(**options)
             if parent is None:
-                site.say(f"watch it, and tune it: {site.url_of(*options['admin'].getsockname()[:2])}/")
+                site.say(f"watch it, and tune it: {watched_at(options['admin'])}")
     except site.CannotListen as error:
         raise click.ClickException(str(error)) from None
 
@@ -343,25 +342,32 @@ def reached_at(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 - looked up, not bound
 
 
-def hints(urls: dict[str, list[str]], admin: str) -> str:
-    """What to try first."""
+def watched_at(admin: socket.socket) -> str:
+    """Where operators look, and what those need who are elsewhere."""
+    from gateway.admin.auth import has_token
+    from gateway.demo import site
+
+    host, port = admin.getsockname()[:2]
+    return f"{site.url_of(reached_at(host), port)}/{' (with the token)' * has_token()}"
+
+
+def hints(urls: dict[str, list[str]], admin: socket.socket, *, ours: bool) -> str:
+    """What to try first. Faults are for ratings services of ours: what others do with such a request nobody knows."""
     (catalog,), (ratings, *more) = urls["catalog"], urls["ratings"]
-    if more:
-        return f"""
-  look at it, and kill an instance there   {catalog}/
-  watch its gateway, and tune it           {admin}/
-  a user's films                           curl '{catalog}/catalog/ada'
-  let the first of the ratings hang        curl -X POST {ratings}/fault/hang
-  let it recover                           curl -X POST {ratings}/fault/none
-Ctrl-C ends it."""
-    return f"""
-  look at it               {catalog}/
-  watch it, and tune it    {admin}/
-  a user's films           curl '{catalog}/catalog/ada'
-  and where they are from  curl '{catalog}/catalog/ada?explain=1'
-  let ratings hang         curl -X POST {ratings}/fault/hang
-  let them recover         curl -X POST {ratings}/fault/none
-Ctrl-C ends it."""
+    several = bool(more) and ours
+    shown = [
+        ("look at it, and kill an instance there" if several else "look at it", f"{catalog}/"),
+        ("watch its gateway, and tune it", watched_at(admin)),
+        ("a user's films", f"curl '{catalog}/catalog/ada'"),
+        ("and where they are from", f"curl '{catalog}/catalog/ada?explain=1'"),
+    ]
+    if ours:
+        shown += [
+            ("let the first of the ratings hang" if several else "let the ratings hang", f"curl -X POST {ratings}/fault/hang"),
+            ("let them recover", f"curl -X POST {ratings}/fault/none"),
+        ]
+    width = max(len(what) for what, _ in shown)
+    return "\n".join(["", *(f"  {what:{width}}  {how}" for what, how in shown), "Ctrl-C ends it."])
 
 
 if __name__ == "__main__":

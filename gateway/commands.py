@@ -210,7 +210,8 @@ def advise(upstream: str | None, as_json: bool, admin: str) -> None:  # noqa: FB
         click.echo(json.dumps(advice, indent=2))
         return
     for one in advice["advice"]:
-        say(f"{one['upstream']}: {one['knob']} {one['now']} -> {one['suggested']} (sure: {one['sure']})")
+        change = "fits" if one["now"] == one["suggested"] else f"-> {one['suggested']}"
+        say(f"{one['upstream']}: {one['knob']} {one['now']} {change} (sure: {one['sure']})")
         say(f"  {one['why']}")
     if not advice["advice"]:
         say("no advice yet: it takes some traffic, and some time")
@@ -226,7 +227,7 @@ def advise(upstream: str | None, as_json: bool, admin: str) -> None:  # noqa: FB
 def tune(upstream: str, settings: tuple[str, ...], why: str, admin: str) -> None:
     """Change knobs of an upstream while it runs, all of them or none.
 
-    gateway tune ratings bulkhead.limit=40 timeout.attempt=300ms
+    gateway tune ratings bulkhead.limit=40 timeout.attempt=800ms
 
     Values are written as in a policy file: 40, 300ms, 0.5, inf, none, true. "default" is as by default.
     """
@@ -405,7 +406,8 @@ def forget(  # noqa: PLR0917 - as above
     """Forget remembered answers: of all operations, of one, or the one to these ARGS of it."""
     given = [value_of(arg) for arg in args] if as_json else list(args)
     done = do(admin, why, upstream, "forget", operation=operation, args=given or None)
-    say(f"{upstream}: {done.get('forgotten', 0)} answers forgotten")
+    number = done.get("forgotten", 0)
+    say(f"{upstream}: {number} answer{'s' * (number != 1)} forgotten")
 
 
 COMMANDS = (advise, drain, drop, enforce, fold, forget, isolate, restore, snapshot, tune)

@@ -174,7 +174,7 @@ async def test_how_many_are_in_the_pool_is_seen_five_times_a_second(gate: Gatewa
 
     @ratings.operation(idempotent=True)
     async def slow() -> None:
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(1.09)  # not a whole number of looks: no call begins or ends at the instant of one
 
     async with gate, sampling(gate) as sampler:
         calls = [asyncio.create_task(slow()) for _ in range(3)]

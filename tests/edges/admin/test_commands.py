@@ -178,7 +178,7 @@ async def test_remembered_answers_are_forgotten(operator: Operator) -> None:
     number = await operator.types("forget", "ratings", "stars", "--json", "603")
     rest = await operator.types("forget", "ratings")
 
-    assert [told.output for told in (one, number, rest)] == ["ratings: 1 answers forgotten\n"] * 3
+    assert [told.output for told in (one, number, rest)] == ["ratings: 1 answer forgotten\n"] * 3
 
 
 async def test_a_snapshot_is_a_table_or_all_of_it(operator: Operator) -> None:
