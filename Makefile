@@ -71,7 +71,7 @@ $(RUN): pyproject.toml constraints.txt $(GONE)
 	@echo "Setting up $(VENV) (once, and again when pyproject.toml or constraints.txt change) ..."
 	@$(if $(GONE),$(NEW_VENV))
 	@$(PIP) hatchling editables
-	@$(PIP) --no-build-isolation --editable .
+	@$(PIP) --no-build-isolation --editable '.[top]'
 	@touch $@
 
 $(DEV): $(RUN)

@@ -314,13 +314,18 @@ def listen_for_admin(**options: Any) -> socket.socket:
 
     A port that nobody asked for and somebody has is another one.
     """
-    from gateway.admin.auth import has_token, is_loopback
+    from gateway.admin.auth import Guards, has_token, is_loopback
     from gateway.demo import site
+    from gateway.outcome import ConfigError
 
     if options["admin_from_parent"] is not None:
         return socket.socket(fileno=options["admin_from_parent"])
     host: str = options["host"]
     near = host if is_loopback(host) or has_token() else "127.0.0.1"
+    try:
+        Guards(host=near)  # a token that is none is told here, and not by a service that ends of it
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
     try:
         return site.listen(near, options["admin_port"], option="--admin-port")
     except site.CannotListen:
@@ -363,7 +368,10 @@ def hints(urls: dict[str, list[str]], admin: socket.socket, *, ours: bool) -> st
     ]
     if ours:
         shown += [
-            ("let the first of the ratings hang" if several else "let the ratings hang", f"curl -X POST {ratings}/fault/hang"),
+            (
+                "let the first of the ratings hang" if several else "let the ratings hang",
+                f"curl -X POST {ratings}/fault/hang",
+            ),
             ("let them recover", f"curl -X POST {ratings}/fault/none"),
         ]
     width = max(len(what) for what, _ in shown)

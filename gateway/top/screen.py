@@ -112,7 +112,11 @@ class Screen:
         levels = [judged(one).level for one in self.told["upstreams"]]
         ill = sum(level > 1 for level in levels)
         mark, style = LEVELS[max(levels, default=0)]
-        verdict = f"{ill} of {len(levels)} need{"s" * (ill == 1)} a look" if ill else f"{plural(len(levels), 'upstream')}, all answered"
+        verdict = (
+            f"{ill} of {len(levels)} need{'s' * (ill == 1)} a look"
+            if ill
+            else f"{plural(len(levels), 'upstream')}, all answered"
+        )
         text.append(f"{mark} {verdict}", style=style)
         asked = sum(one["window"]["rates"]["asked"] for one in self.told["upstreams"])
         lag = self.told["gateway"]["lag"]["now"]

@@ -94,6 +94,21 @@ def test_the_demo_says_where_its_services_are_and_what_to_try() -> None:
     assert said[:3] == [f"{name} ready {urls[name]}" for name in ("catalog", "info", "ratings")]
     assert demo.admin.startswith("http://127.0.0.1:"), "without a token others do not reach it"
     assert any(f"curl 'http://127.0.0.1:{demo.ports['catalog']}/catalog/ada'" in line for line in said)
+    assert any(f"curl -X POST http://127.0.0.1:{demo.ports['ratings']}/fault/hang" in line for line in said)
+
+
+def test_faults_are_hinted_at_only_for_ratings_of_the_demo_itself() -> None:
+    with running("demo", *ANY_PORTS, "--ratings-url", "http://127.0.0.1:9") as demo:
+        assert not any("/fault/" in line for line in demo.said)
+
+
+def test_where_the_token_lets_others_in_the_address_is_one_that_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_ADMIN_TOKEN", "t" * 20)
+
+    with running("demo", *ANY_PORTS, "--host", "0.0.0.0") as demo:  # noqa: S104 - in a test
+        assert demo.admin.startswith("http://127.0.0.1:")
+        assert ask("GET", f"{demo.admin}/state").status == 401
+        assert any(line.endswith("/ (with the token)") for line in demo.said)
 
 
 @pytest.mark.parametrize("option", ["--catalog-port", "--info-port", "--ratings-port", "--admin-port"])
@@ -142,6 +157,16 @@ def test_admin_is_reached_by_others_only_with_a_token(
 
     with cli.listen_for_admin(host=host, admin_port=0, admin_from_parent=None) as listening:
         assert listening.getsockname()[0] == near
+
+
+def test_a_token_that_is_none_is_told_before_anything_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_ADMIN_TOKEN", "two words")
+
+    told = gateway("demo", *ANY_PORTS)
+
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr.startswith("Error: admin token: it is no word of visible ASCII characters")
+    assert told.stderr.count("\n") == 1
 
 
 def test_a_port_is_free_again_at_once() -> None:

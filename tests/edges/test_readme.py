@@ -21,11 +21,13 @@ from functools import cache
 from inspect import iscoroutine
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from gateway.admin.auth import WRITE_TOKEN
 from gateway.testing import assert_nothing_left
-from tests.edges.running import PATIENCE, Running, free_ports, listens, running
+from tests.edges.running import ANY_PORTS, PATIENCE, Running, free_ports, listens, running
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -100,22 +102,22 @@ def test_the_first_command_runs_the_demo_and_ctrl_c_ends_it(program: Program) ->
 
     ports = {name: str(port) for name, port in zip(PORTS, free_ports(3), strict=True)}
     arguments = " ".join(f"--{name}-port {port}" for name, port in ports.items())
-    with running("demo", f"ARGS={arguments}", command=make, group=True) as demo:
-        urls = demo.urls
+    with running("demo", f"ARGS={arguments} --admin-port 0", command=make, group=True) as demo:
+        urls, admin = demo.urls, urlsplit(demo.admin)
+        assert listens(admin.port or 0)
         os.killpg(demo.process.pid, signal.SIGINT)
         _, _, complaints = demo.ended()
 
     assert urls == {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     assert "Traceback" not in complaints
-    assert not any(listens(int(port)) for port in ports.values())
+    assert not any(listens(int(port)) for port in (*ports.values(), admin.port or 0))
 
 
 def test_the_demo_answers_as_shown(program: Program) -> None:
     program("curl")
     (_, *shown) = of("See it", "sh")
 
-    ports = (argument for name in PORTS for argument in (f"--{name}-port", "0"))
-    with running("demo", *ports) as demo:
+    with running("demo", *ANY_PORTS) as demo:
         printed = [alike(typed(block.text, demo)) for block in shown]
 
     assert printed == [alike(block.output) for block in shown]
@@ -124,7 +126,19 @@ def test_the_demo_answers_as_shown(program: Program) -> None:
 def typed(commands: str, demo: Running) -> str:
     for name, port in PORTS.items():
         commands = commands.replace(f":{port}", f":{demo.ports[name]}")
-    done = subprocess.run(["sh", "-e"], input=commands, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(
+        ["sh", "-e"],
+        input=commands,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # as an environment that is activated
+            "GATEWAY_ADMIN": demo.admin,
+        },
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     said = done.stdout
     for name, port in PORTS.items():
@@ -196,7 +210,7 @@ def test_every_target_that_is_named_exists(target: str, program: Program) -> Non
 
 
 def test_it_can_be_installed_from_a_clone() -> None:
-    install, _ = of("Install it", "sh")
+    install, *_ = of("Install it", "sh")
     program, *arguments = shlex.split(install.text)
     assert program == "pip"
 
@@ -214,9 +228,9 @@ def test_it_can_be_installed_from_a_clone() -> None:
 
 
 def test_the_container_runs_what_the_readme_says() -> None:
-    _, docker = of("Install it", "sh")
+    _, docker, _ = of("Install it", "sh")
     build, run = (shlex.split(line) for line in docker.text.splitlines())
-    steps = dict(line.split(" ", 1) for line in (ROOT / "Dockerfile").read_text().splitlines() if line[:1].isupper())
+    steps = dockerfile()
 
     assert build == ["docker", "build", "-t", "gateway", "."]
     assert run[:2] == ["docker", "run"]
@@ -224,6 +238,27 @@ def test_the_container_runs_what_the_readme_says() -> None:
     assert {one for one in run if ":" in one} == {f"{port}:{port}" for port in PORTS.values()}
     assert set(PORTS.values()) <= set(steps["EXPOSE"].split())
     assert steps["ENTRYPOINT"] == '["gateway"]'
+
+
+def test_in_the_container_operators_need_a_token_and_memory_has_a_place() -> None:
+    *_, docker = of("Install it", "sh")
+    export, _, run = (shlex.split(line) for line in docker.text.replace("\\\n", "").splitlines())
+    steps = dockerfile()
+    given = {option: [run[at + 1] for at, one in enumerate(run) if one == option] for option in ("-p", "-e", "-v")}
+    _, volume = given["-v"][0].split(":")
+
+    assert export[1].startswith(f"{WRITE_TOKEN}=")
+    assert given["-e"] == [WRITE_TOKEN]
+    assert set(given["-p"]) == {"127.0.0.1:8080:8080", *(f"{port}:{port}" for port in PORTS.values())}
+    assert "8080" in steps["EXPOSE"].split()
+    assert volume == steps["VOLUME"]
+    assert steps["ENV"] == f"XDG_CACHE_HOME={volume}"
+
+
+def dockerfile() -> dict[str, str]:
+    """What each instruction says; of one that is there twice, the last."""
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    return dict(line.split(" ", 1) for line in lines if line[:1].isupper())
 
 
 def test_every_link_leads_somewhere() -> None:

@@ -67,6 +67,10 @@ def test_every_upstream_is_a_line_the_worst_first() -> None:
     assert re.match(r"▲ info +● closed .* 20/20 \+7 wait ● .* pool full, 7 callers wait", info)
 
 
+def test_one_that_is_ill_needs_a_look() -> None:
+    assert drawn(screen_of(ratings="hang"), 150)[0].startswith("✕ 1 of 10 needs a look")
+
+
 def test_what_there_is_no_room_for_gives_way_and_what_matters_stays() -> None:
     heads = {width: drawn(screen_of(), width)[1].split() for width in (60, 80, 110, 160)}
 

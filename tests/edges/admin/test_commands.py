@@ -207,6 +207,32 @@ async def test_advice_is_given_when_there_is_any(operator: Operator) -> None:
     assert (await operator.types("advise", "nobody")).exit_code == 1
 
 
+async def test_advice_that_changes_nothing_says_that_it_fits(operator: Operator) -> None:
+    async def advice(_: web.Request) -> web.Response:
+        fits = {
+            "upstream": "ratings",
+            "knob": "breaker.min_calls",
+            "now": 5,
+            "suggested": 5,
+            "sure": "high",
+            "why": "A.",
+        }
+        less = {"upstream": "ratings", "knob": "bulkhead.limit", "now": 20, "suggested": 6, "sure": "low", "why": "B."}
+        return web.json_response({"advice": [fits, less]})
+
+    app = web.Application()
+    app.router.add_get("/advice", advice)
+    async with served(app) as url:
+        told = await operator.types("advise", "--admin", url)
+
+    assert told.output.splitlines() == [
+        "ratings: breaker.min_calls 5 fits (sure: high)",
+        "  A.",
+        "ratings: bulkhead.limit 20 -> 6 (sure: low)",
+        "  B.",
+    ]
+
+
 async def test_a_read_token_looks_and_changes_nothing(file: Path) -> None:
     gate = Gateway()
     gate.upstream("ratings", policy=Policy(bulkhead=BulkheadPolicy(limit=20)))
