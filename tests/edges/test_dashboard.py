@@ -152,6 +152,21 @@ async def test_the_keys_move_find_open_and_go_back(browser) -> None:
     assert "worst first, by name, by traffic" in helped
 
 
+async def test_before_anything_is_known_there_is_nothing_half_drawn(browser) -> None:
+    empty = "[...document.querySelectorAll('.heads, #view, #order')].filter(node => node.offsetHeight).map(n => n.id)"
+    server = Pretended(2)
+    server.silent = True
+    async with served(server.create()) as url, browser.tab() as tab:
+        await tab.open(url)
+        await tab.until("document.querySelector('.heads')")
+
+        assert await tab.run(empty) == []
+
+        server.silent = False
+        await tab.until("document.documentElement?.dataset.line === 'live'")
+        await tab.until(f"{empty}.length === 2")
+
+
 async def test_a_line_that_is_lost_is_told_and_found_again(browser) -> None:
     server = Pretended(3)
     async with looking(browser, server) as tab:
