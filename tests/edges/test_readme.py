@@ -14,6 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from codeop import CommandCompiler
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -178,6 +179,20 @@ async def test_the_tour_prints_what_it_shows(tmp_path: Path, monkeypatch: pytest
 
     assert printed == [block.output or "" for block in of("A short tour", "python")]
     assert_nothing_left(names["gate"])
+
+
+@pytest.mark.parametrize("block", of("A short tour", "python"), ids=lambda block: f"line {block.line}")
+def test_the_tour_can_be_typed_line_by_line(block: Block) -> None:
+    compiled = CommandCompiler()  # as a prompt does: what is indented ends with a line that is empty
+    compiled.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    typed: list[str] = []
+
+    for line in [*block.text.splitlines(), ""]:
+        typed.append(line)
+        if compiled("\n".join(typed), f"README.md, line {block.line}") is not None:
+            typed = []
+
+    assert not typed
 
 
 # -- the other commands
