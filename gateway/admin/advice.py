@@ -57,7 +57,7 @@ class Measured:
 
     `arrivals`: calls in each second, the oldest first. `latency`: service times of tries that succeeded, under the
     limit of the upstream; `loads`: how many were in the pool. `queued`: the share of looks that saw somebody wait.
-    `tries`: those that were sent, `failed` of them gave no answer.
+    `tries`: those that were sent, `failed` of them gave no answer. `crowd`: the most that were ever in the pool at once.
     """
 
     seconds: float
@@ -67,6 +67,7 @@ class Measured:
     queued: float
     tries: int
     failed: int
+    crowd: int = 0
 
     @property
     def peak(self) -> float:
@@ -109,6 +110,7 @@ def measured(upstream: Upstream, track: Track) -> Measured:
         queued=sum(span.queued for span in track.spans) / loads.looks if loads.looks else 0.0,
         tries=tries,
         failed=max(0, tries - answered),
+        crowd=upstream.bulkhead.peak,
     )
 
 
@@ -134,6 +136,8 @@ def pool(policy: Policy, seen: Measured) -> Advice:
     if not full:  # what was seen in a pool with room to spare has bursts in it that no law knows of
         needed = max(needed, int(min(seen.loads.quantile(1 - EXCEEDED) + 1, limit)))
     sure = seen.sure
+    if sure == "low":  # a few looks miss short bursts, such as a page that asks for all its films at once
+        needed = max(needed, int(min(seen.crowd, limit)))
     if full and needed <= limit:
         why = (
             f"{law}, {needed} but once in a thousand instants; it was full all the same: calls come in bursts, or hang"

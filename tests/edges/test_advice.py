@@ -149,6 +149,7 @@ def seen(
     loads: tuple[int, ...] = (10,),
     queued: float = 0.0,
     failed: int = 0,
+    crowd: int = 0,
 ) -> Measured:
     histogram = Histogram()
     for number in range(calls):
@@ -164,6 +165,7 @@ def seen(
         queued=queued,
         tries=calls + failed,
         failed=failed,
+        crowd=crowd,
     )
 
 
@@ -185,6 +187,13 @@ def test_a_pool_without_a_limit_is_given_one() -> None:
 
 def test_bursts_that_were_seen_count_more_than_the_law() -> None:
     assert pool(policy(limit=200), seen(loads=(*[10] * 100, 60)))["suggested"] == 61
+
+
+def test_while_little_was_seen_a_crowd_that_once_was_there_is_not_advised_away() -> None:
+    short = {"rate": 1.0, "takes": (0.003,), "loads": (0,), "crowd": 5}
+
+    assert pool(policy(limit=20), seen(seconds=30.0, calls=100, **short))["suggested"] == 5  # type: ignore[arg-type]
+    assert pool(policy(limit=20), seen(**short))["suggested"] == 1  # type: ignore[arg-type]
 
 
 def test_a_pool_that_is_full_for_no_reason_that_the_law_knows_is_no_sure_case() -> None:
