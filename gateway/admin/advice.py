@@ -57,7 +57,7 @@ class Measured:
 
     `arrivals`: calls in each second, the oldest first. `latency`: service times of tries that succeeded, under the
     limit of the upstream; `loads`: how many were in the pool. `queued`: the share of looks that saw somebody wait.
-    `tries`: those that were sent, `failed` of them gave no answer. `crowd`: the most that were in the pool at once, ever.
+    `tries`: those that were sent, `failed` of them gave no answer. `crowd`: the most ever seen in the pool at once.
     """
 
     seconds: float
