@@ -100,7 +100,6 @@ async def test_each_operation_has_a_window_of_its_own(gate: Gateway, ratings: Up
         assert track.window("stars").counts["asked"] == 1
         assert track.window("stars").latency.snapshot().max == pytest.approx(0.2, rel=0.2)
         assert track.window("none").counts["asked"] == 0
-        assert track.windows() == (track.window(), {name: track.window(name) for name in ("stars", "titles")})
 
 
 @virtual
