@@ -7,7 +7,8 @@ with all that it was made of, and made anew when any of that is another: it can 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from functools import cache
 from math import isinf
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ class Piece(NamedTuple):
     memory: object
     ages: Buckets | None
     window: Window
+    remembered: tuple[Any, Any]
     json: Raw
 
 
@@ -67,18 +69,26 @@ class Pieces:
         memory = memories[0].snapshot() if memories else None
         ages = Buckets.of(operation.ages, None if kept is None else kept.ages) if memories else None
         made_of = (marks, seconds, numbers, memory, ages)
-        if kept is not None and kept[:5] == made_of:
+        if kept is None:
+            window, (remembered, its_ages) = track.between(after, before, name), (plain(memory), ages_of(operation))
+        elif kept[:5] == made_of:
             return kept
-        window = track.between(after, before, name)
+        else:
+            window = kept.window if (kept.marks, kept.seconds) == made_of[:2] else track.between(after, before, name)
+            remembered, its_ages = kept.remembered
+            if kept.memory != memory:
+                remembered = plain(memory)
+            if kept.ages is not ages:
+                its_ages = ages_of(operation)
         shown = {
             "name": name,
             "total": dict(zip(COUNTS, numbers, strict=True)),
             "window": window_of(window),
-            "memory": plain(memory),
-            "ages": figures(operation.ages.snapshot()) if memories else None,
+            "memory": remembered,
+            "ages": its_ages,
             "adds_up": add_up(numbers),
         }
-        piece = self._operations[name] = Piece(*made_of, window, Raw(ENCODER.encode(shown)))
+        piece = self._operations[name] = Piece(*made_of, window, (remembered, its_ages), Raw(ENCODER.encode(shown)))
         return piece
 
     def window(self, after: Look, before: Look, windows: Sequence[Window]) -> Raw:
@@ -101,6 +111,11 @@ def numbers_of(operation: Operation[..., Any]) -> tuple[int, ...]:
         len(operation.calls),
         operation._fallback.failed,  # noqa: SLF001 - a snapshot would make much that nobody looks at
     )
+
+
+def ages_of(operation: Operation[..., Any]) -> dict[str, Any] | None:
+    """How old its remembered answers were; None where it remembers none."""
+    return figures(operation.ages.snapshot()) if operation.memories else None
 
 
 def add_up(numbers: Sequence[int]) -> bool:
@@ -151,9 +166,14 @@ NO_FIGURES = {"count": 0, "mean": 0.0, "p50": 0.0, "p90": 0.0, "p99": 0.0, "max"
 
 def plain(snapshot: Any) -> Any:
     """A frozen value as dicts, all the way down."""
-    if hasattr(snapshot, "__dataclass_fields__"):
-        return {one.name: plain(getattr(snapshot, one.name)) for one in fields(snapshot)}
-    return number(snapshot)
+    names = names_of(type(snapshot))
+    return {name: plain(getattr(snapshot, name)) for name in names} if names else number(snapshot)
+
+
+@cache
+def names_of(kind: type[Any]) -> tuple[str, ...]:
+    """The fields of a dataclass; none of anything else."""
+    return tuple(one.name for one in fields(kind)) if is_dataclass(kind) else ()
 
 
 def number(value: object) -> Any:

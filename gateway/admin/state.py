@@ -106,7 +106,7 @@ class State:
         self.stories = Stories(gate, clock=self.sampler.now, plain_every=plain_every, errors=errors)
         self.hystrix = Hystrix(gate, self.sampler)
         self._warned: dict[str, tuple[str, ...]] = {}
-        self._endpoints: dict[tuple[str, str], str] = {}
+        self._endpoints: dict[str, dict[str, str]] = {}
         self._pieces: dict[str, Pieces] = {}
         self._amiss: set[str] = set()  # operations whose numbers do not add up, which is told once
 
@@ -299,16 +299,17 @@ class State:
                 self._add_up(upstream, operation)
 
     def _look_at_endpoints(self, upstream: HttpUpstream) -> None:
-        known = {url: state for (of, url), state in self._endpoints.items() if of == upstream.name}
+        known = self._endpoints.get(upstream.name, {})
         present = {bare(shot.url): WORDS.get(shot.state, shot.state) for shot in upstream.endpoints.endpoints}
+        if present == known:
+            return
         for url, state in present.items():
             before = known.get(url)
             if before != state and (before is not None or state != "up"):
                 self.stories.note("endpoint", upstream.name, f"{url} {before or 'new'} -> {state}")
-            self._endpoints[upstream.name, url] = state
         for url in known.keys() - present.keys():
             self.stories.note("endpoint", upstream.name, f"{url} {known[url]} -> gone")
-            del self._endpoints[upstream.name, url]
+        self._endpoints[upstream.name] = present
 
     def _add_up(self, upstream: Upstream, operation: Operation[..., Any]) -> None:
         """Promise 10, for as long as anybody watches. It holds between any two lines of ours: nothing awaits here."""
