@@ -36,7 +36,12 @@ RATE = 400
 TICK = 0.01
 SETTLE = 2.0
 """Seconds from the beginning of a turn until its calls are measured."""
-OFF, ON, SCRAPED, WATCHED = "no admin server", "admin server, nobody looks", "scraped every second", f"{VIEWERS} viewers"
+OFF, ON, SCRAPED, WATCHED = (
+    "no admin server",
+    "admin server, nobody looks",
+    "scraped every second",
+    f"{VIEWERS} viewers",
+)
 ALONE, LOGGED, SHOWN = "nobody listens", "gateway.log listens", "the admin server listens"
 
 

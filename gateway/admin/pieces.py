@@ -6,10 +6,13 @@ with all that it was made of, and made anew when any of that is another: it can 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
-from math import isinf
+from itertools import accumulate
+from math import inf, isinf
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from msgspec import Raw
@@ -17,14 +20,16 @@ from msgspec.json import Encoder
 
 from gateway.admin.sampler import BEGINNING, MOVING, NONE, NOTHING, Buckets, Look, Mark, Track, Window
 from gateway.admin.stories import short
-from gateway.counts import ENDS, Counts, LatencySnapshot, Tally
+from gateway.counts import BOUNDS, ENDS, Counts, LatencySnapshot, Tally
 from gateway.operation import Operation
 
 ENCODER = Encoder(enc_hook=str)
 TALLIED = [one.name for one in fields(Counts) if one.name in Tally.__slots__]
+TALLIES = attrgetter(*TALLIED)
 COUNTS = [*TALLIED, *map(str, ENDS), "in_flight", "fallback_failed"]
-STILL = dict.fromkeys(MOVING, 0)
+STILL: dict[str, float] = dict.fromkeys(MOVING, 0)
 UNKNOWN_YET = -1.0
+BOUNDED = [*(round(bound, 6) for bound in BOUNDS), inf]
 
 
 class Piece(NamedTuple):
@@ -96,7 +101,7 @@ class Pieces:
         seconds, looks = round(after.at - before.at, 1), (after.waits, before.waits)
         if seconds != self._seconds or looks != self._looks or windows != self._windows:
             window = together(after, before, windows)
-            shown = {**window_of(window), "waits": figures(window.waits.snapshot())}
+            shown = {**window_of(window), "waits": figures_of(window.waits)}
             self._seconds, self._looks, self._windows = seconds, looks, [*windows]
             self._window = Raw(ENCODER.encode(shown))
         return self._window
@@ -106,7 +111,7 @@ def numbers_of(operation: Operation[..., Any]) -> tuple[int, ...]:
     """`COUNTS` of an operation, as they are now."""
     tally = operation.tally
     return (
-        *[getattr(tally, name) for name in TALLIED],
+        *TALLIES(tally),
         *tally.ended.values(),
         len(operation.calls),
         operation._fallback.failed,  # noqa: SLF001 - a snapshot would make much that nobody looks at
@@ -140,11 +145,28 @@ def window_of(window: Window) -> dict[str, Any]:
     seconds = window.seconds
     rates = STILL
     if window.moved is not NOTHING:
-        rates = {
-            name: count and round(count / seconds, 3)  # type: ignore[misc]
-            for name, count in zip(MOVING, window.moved, strict=True)
+        rates = STILL | {
+            name: round(count / seconds, 3) for name, count in zip(MOVING, window.moved, strict=True) if count
         }
-    return {"seconds": round(seconds, 3), "rates": rates, "latency": figures(window.latency.snapshot())}
+    return {"seconds": round(seconds, 3), "rates": rates, "latency": figures_of(window.latency)}
+
+
+def figures_of(buckets: Buckets) -> dict[str, Any]:
+    """The same of buckets, without a snapshot between: there are four of these for most upstreams, every second."""
+    heights = [*accumulate(buckets.counts)]
+    count = heights[-1]
+    if not count:
+        return NO_FIGURES
+    highest = round(buckets.max, 6)
+    p50, p90, p99, at_most = [BOUNDED[bisect_left(heights, share * count)] for share in (0.5, 0.9, 0.99, 1.0)]
+    return {
+        "count": count,
+        "mean": round(buckets.sum / count, 6),
+        "p50": min(p50, highest),
+        "p90": min(p90, highest),
+        "p99": min(p99, highest),
+        "max": min(at_most, highest),
+    }
 
 
 def figures(shot: LatencySnapshot) -> dict[str, Any]:
@@ -171,7 +193,7 @@ def plain(snapshot: Any) -> Any:
 
 
 @cache
-def names_of(kind: type[Any]) -> tuple[str, ...]:
+def names_of(kind: Any) -> tuple[str, ...]:
     """The fields of a dataclass; none of anything else."""
     return tuple(one.name for one in fields(kind)) if is_dataclass(kind) else ()
 

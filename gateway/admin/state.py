@@ -42,7 +42,7 @@ from gateway.upstream import Upstream
 CIRCUITS = 20
 """Circuits with a key that an upstream shows: those that are not at rest first."""
 LONGEST_KEY = 100
-STRETCH = 0.0003
+STRETCH = 0.0005
 """Seconds of a turn of the loop that go into the document; then calls have theirs."""
 WORDS = {"healthy": "up", "ramping": "up"}
 """What the document calls an endpoint's state, where the word differs."""
