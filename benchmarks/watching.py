@@ -42,6 +42,7 @@ OFF, ON, SCRAPED, WATCHED = (
     "scraped every second",
     f"{VIEWERS} viewers",
 )
+WAYS = (OFF, ON, SCRAPED, WATCHED)
 ALONE, LOGGED, SHOWN = "nobody listens", "gateway.log listens", "the admin server listens"
 
 
@@ -122,13 +123,15 @@ def seats(how: str) -> int:
     return VIEWERS if how == WATCHED else 1
 
 
-async def turns(url: str, *, rounds: int, seconds: float) -> dict[str, dict[str, list[float]]]:
+async def turns(
+    url: str, *, rounds: int, seconds: float, ways: Sequence[str] = WAYS
+) -> dict[str, dict[str, list[float]]]:
     """All ways, in turn: CPU per call and p99 of each turn, in seconds."""
-    found: dict[str, dict[str, list[float]]] = {how: {"cpu": [], "p99": []} for how in (OFF, ON, SCRAPED, WATCHED)}
+    found: dict[str, dict[str, list[float]]] = {how: {"cpu": [], "p99": []} for how in ways}
     random = Random(1)
     async with Gateway() as gate:
         operations = cycle(operations_of(gate, url))
-        await calls_for(UPSTREAMS * 3 / RATE + 0.5, operations)  # every connection is open
+        await calls_for(UPSTREAMS * 6 / RATE, operations)  # every connection is open
         for _ in range(rounds):
             for how in random.sample(list(found), len(found)):
                 async with watched(how, gate):

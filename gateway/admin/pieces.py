@@ -188,7 +188,8 @@ NO_FIGURES = {"count": 0, "mean": 0.0, "p50": 0.0, "p90": 0.0, "p99": 0.0, "max"
 
 def plain(snapshot: Any) -> Any:
     """A frozen value as dicts, all the way down."""
-    names = names_of(type(snapshot))
+    kind: Any = type(snapshot)
+    names = names_of(kind)
     return {name: plain(getattr(snapshot, name)) for name in names} if names else number(snapshot)
 
 

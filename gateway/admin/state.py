@@ -18,7 +18,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import repeat
 from math import isfinite
-from time import perf_counter, time
+from time import time
 from typing import Any, NamedTuple, cast
 
 from msgspec import Raw
@@ -42,8 +42,9 @@ from gateway.upstream import Upstream
 CIRCUITS = 20
 """Circuits with a key that an upstream shows: those that are not at rest first."""
 LONGEST_KEY = 100
-STRETCH = 0.0005
-"""Seconds of a turn of the loop that go into the document; then calls have theirs."""
+SLICE, PAUSE = 2, 0.002
+"""Upstreams that are put down in one turn of the loop, and seconds until the next turn does: a call takes many turns,
+and would meet the document in all of them otherwise. 200 upstreams are put down within a quarter of a second."""
 WORDS = {"healthy": "up", "ramping": "up"}
 """What the document calls an endpoint's state, where the word differs."""
 Document = dict[str, Any]
@@ -133,12 +134,10 @@ class State:
     async def encoded(self) -> bytes:
         """The whole of it as JSON, a few upstreams in each turn of the loop: calls go on meanwhile."""
         parts: list[Raw] = []
-        began_at = perf_counter()
-        for upstream in self.gate:
-            parts.append(Raw(ENCODER.encode(self.upstream(upstream))))
-            if perf_counter() - began_at > STRETCH:
-                await sleep(0)
-                began_at = perf_counter()
+        for place, upstream in enumerate(self.gate):
+            if place and place % SLICE == 0:
+                await sleep(PAUSE)
+            parts.append(self.upstream(upstream))
         return ENCODER.encode(self._around(parts))
 
     def _around(self, upstreams: list[Any]) -> Document:

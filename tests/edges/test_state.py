@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import fields
+from itertools import pairwise
 from math import inf
 from typing import Any
 
@@ -356,7 +357,7 @@ async def test_what_rests_is_the_same_bytes_and_whatever_moves_is_seen_the_next_
             lambda: asyncio.sleep(0, ratings.tune_fields({"bulkhead.queue": 7})),
             lambda: asyncio.sleep(0, ratings.isolate()),
             lambda: asyncio.sleep(0, ratings.restore()),
-            lambda: ratings.bulkhead.acquire(),
+            ratings.bulkhead.acquire,
             lambda: asyncio.sleep(0, ratings.bulkhead.release()),
             lambda: asyncio.sleep(11.0),
         ):
@@ -364,7 +365,7 @@ async def test_what_rests_is_the_same_bytes_and_whatever_moves_is_seen_the_next_
             seen.append(state.document())
 
     ratings_seen = [document["upstreams"][0] for document in seen]
-    assert all(before != after for before, after in zip(ratings_seen, ratings_seen[1:], strict=False))
+    assert all(before != after for before, after in pairwise(ratings_seen))
     assert all(document["upstreams"][1] == seen[0]["upstreams"][1] for document in seen)
     assert [one["total"]["asked"] for one in ratings_seen] == [1, 2, *[3] * 8]
     assert [one["pool"]["in_use"] for one in ratings_seen] == [*[0] * 7, 1, 0, 0]
