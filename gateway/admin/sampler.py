@@ -34,8 +34,9 @@ SPARK = 60
 """Seconds that a sparkline looks back over."""
 GENERATION = 300
 """Seconds after which advice begins to forget: it goes by the present generation and the one before."""
-SLICE = 16
-"""Upstreams that are looked at in one turn of the loop; 200 at once would be felt by the calls of that turn."""
+SLICE, PAUSE = 6, 0.002
+"""Upstreams that are looked at in one turn of the loop, and seconds until the next turn does: a call takes many turns,
+and all 200 at once would be felt in each of them."""
 
 MOVING = ("asked", "attempts", "retries", "overran", "refreshed", "refresh_failed", *map(str, ENDS))
 """What is taken of each operation, in this order."""
@@ -316,7 +317,7 @@ class Upstreams(Protocol):
 class Sampler:
     """Looks at a gateway from `start` to `close`. `wall` tells the time of day, in seconds since 1970.
 
-    `each` hears of every second that was taken, when it was.
+    `each` hears of every second that was taken, when it was; `of_each` of every upstream whose second was taken.
     """
 
     NAME = "gateway: sampler"
@@ -328,6 +329,7 @@ class Sampler:
         self.lags: deque[float] = deque([0.0], SPARK)  # the worst of each second
         self.seconds = 0
         self.each: list[Callable[[], object]] = []
+        self.of_each: list[Callable[[Upstream], object]] = []
         self.clock: Clock = monotonic
         self.began_at = 0.0
         self._task: Task[None] | None = None
@@ -385,6 +387,7 @@ class Sampler:
             ticks += 1
             if ticks % TICKS_A_SECOND == 0:
                 await self.take_second()
+                now = self.clock()  # its pauses are no lag
             due = due + TICK if due + TICK > now else now + TICK  # what was missed is not made up for
 
     def tick(self, late: float) -> None:
@@ -397,10 +400,12 @@ class Sampler:
 
     async def take_second(self) -> None:
         """Look at the totals of all, a few in each turn of the loop."""
-        for number, upstream in enumerate(self.gate, 1):
+        for place, upstream in enumerate(self.gate):
+            if place and place % SLICE == 0:
+                await sleep(PAUSE)
             self.look_at(upstream)
-            if number % SLICE == 0:
-                await sleep(0)
+            for listener in self.of_each:
+                listener(upstream)
         self.lags.append(0.0)
         self.seconds += 1
         for listener in self.each:

@@ -114,9 +114,10 @@ class State:
     def start(self) -> None:
         """Begin, on the running loop."""
         self.sampler.start()
-        self.sampler.each.append(self._look_round)
+        self.sampler.of_each.append(self._look_at)
         self.stories.listen()
-        self._look_round()
+        for upstream in self.gate:
+            self._look_at(upstream)
 
     async def close(self) -> None:
         """Look and listen no more."""
@@ -284,18 +285,18 @@ class State:
 
     # -- once a second
 
-    def _look_round(self) -> None:
+    def _look_at(self, upstream: Upstream) -> None:
         """Write into the log what no event tells: unwise numbers, endpoints, numbers that do not add up."""
-        for upstream in self.gate:
-            before = self._warned.get(upstream.name, ())
+        before = self._warned.get(upstream.name, ())
+        if upstream.warnings != before:
             for warning in upstream.warnings:
                 if warning not in before:
                     self.stories.note("warning", upstream.name, warning)
             self._warned[upstream.name] = upstream.warnings
-            if isinstance(upstream, HttpUpstream):
-                self._look_at_endpoints(upstream)
-            for operation in upstream:
-                self._add_up(upstream, operation)
+        if isinstance(upstream, HttpUpstream):
+            self._look_at_endpoints(upstream)
+        for operation in upstream:
+            self._add_up(upstream, operation)
 
     def _look_at_endpoints(self, upstream: HttpUpstream) -> None:
         known = self._endpoints.get(upstream.name, {})
