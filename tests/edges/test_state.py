@@ -360,6 +360,7 @@ async def test_what_rests_is_the_same_bytes_and_whatever_moves_is_seen_the_next_
             ratings.bulkhead.acquire,
             lambda: asyncio.sleep(0, ratings.bulkhead.release()),
             lambda: asyncio.sleep(11.0),
+            lambda: asyncio.sleep(1.0),  # the sparkline moves on
         ):
             await move()
             seen.append(state.document())
@@ -367,9 +368,10 @@ async def test_what_rests_is_the_same_bytes_and_whatever_moves_is_seen_the_next_
     ratings_seen = [document["upstreams"][0] for document in seen]
     assert all(before != after for before, after in pairwise(ratings_seen))
     assert all(document["upstreams"][1] == seen[0]["upstreams"][1] for document in seen)
-    assert [one["total"]["asked"] for one in ratings_seen] == [1, 2, *[3] * 8]
-    assert [one["pool"]["in_use"] for one in ratings_seen] == [*[0] * 7, 1, 0, 0]
+    assert [one["total"]["asked"] for one in ratings_seen] == [1, 2, *[3] * 9]
+    assert [one["pool"]["in_use"] for one in ratings_seen] == [*[0] * 7, 1, 0, 0, 0]
     assert [one["circuit"]["state"] for one in ratings_seen][4:7] == ["closed", "isolated", "closed"]
+    assert [one["operations"][0]["memory"]["entries"] for one in ratings_seen] == [1, 1, 1, *[0] * 8]
     assert ratings_seen[4]["pool"]["queue"] == 7
     assert ratings_seen[-1]["window"]["rates"]["asked"] == 0
 
