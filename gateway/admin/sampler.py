@@ -404,8 +404,8 @@ class Sampler:
             if place and place % SLICE == 0:
                 await sleep(PAUSE)
             self.look_at(upstream)
-            for listener in self.of_each:
-                listener(upstream)
+            for hears in self.of_each:
+                hears(upstream)
         self.lags.append(0.0)
         self.seconds += 1
         for listener in self.each:
