@@ -217,8 +217,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     )
     yield table(("", "CPU per call, us", "more", "p99, us", "more"), rows, align="lrrrr")
     yield (
-        "The aim is at most 5% more CPU per call and at most 10% more p99 with 20 viewers. What the watching costs is "
-        f"so much a second, whatever the calls: {a_second(found['turns'])}."
+        "The aim is at most 5% more CPU per call and at most 10% more p99 with 20 viewers. What the watching takes of "
+        f"each second: {a_second(found['turns'])}."
     )
     yield "A call of a function that returns at once, by who listens to its end; nothing else is there:"
     figures = found["listeners"]
