@@ -130,7 +130,9 @@ class Stream:
             self._on_end()
 
     async def _run(self) -> None:
+        loop = get_running_loop()
         while True:
+            began_at = loop.time()
             try:
                 self._message = await self._compose()
             except Exception:
@@ -139,7 +141,8 @@ class Stream:
             self._packed = b""
             woken, self._next = self._next, Event()
             woken.set()
-            await sleep(self._every)
+            took = loop.time() - began_at  # it counts; but between two messages there is always a rest
+            await sleep(max(self._every - took, self._every / 5))
 
 
 def full_flushed(message: bytes) -> bytes:

@@ -34,8 +34,9 @@ SPARK = 60
 """Seconds that a sparkline looks back over."""
 GENERATION = 300
 """Seconds after which advice begins to forget: it goes by the present generation and the one before."""
-SLICE = 16
-"""Upstreams that are looked at in one turn of the loop; 200 at once would be felt by the calls of that turn."""
+SLICE, PAUSE = 6, 0.002
+"""Upstreams that are looked at in one turn of the loop, and seconds until the next turn does: a call takes many turns,
+and all 200 at once would be felt in each of them."""
 
 MOVING = ("asked", "attempts", "retries", "overran", "refreshed", "refresh_failed", *map(str, ENDS))
 """What is taken of each operation, in this order."""
@@ -155,13 +156,16 @@ class Mark(NamedTuple):
 
     @classmethod
     def of(cls, operation: Operation[..., object], before: Mark | None = None) -> Mark:
-        """As they are now."""
+        """As they are now; of one that has not moved since `before` there is only one."""
         tally = operation.tally
         counts = (
             *(tally.asked, tally.attempts, tally.retries, tally.overran, tally.refreshed, tally.refresh_failed),
             *tally.ended.values(),
         )
-        return cls(counts, Buckets.of(operation.latency, None if before is None else before.latency))
+        latency = Buckets.of(operation.latency, None if before is None else before.latency)
+        if before is not None and latency is before.latency and counts == before.counts:
+            return before
+        return cls(counts, latency)
 
 
 BEGINNING = Mark(NOTHING, NONE)
@@ -213,6 +217,7 @@ class Track:
     def __init__(self, look: Look) -> None:
         self.looks: deque[Look] = deque([look], WINDOW + 1)
         self.asked, self.degraded, self.failed = (deque([0.0] * SPARK, SPARK) for _ in range(3))  # a second each
+        self.still_for = SPARK  # seconds in which no spark moved
         self.arrivals: deque[float] = deque(maxlen=2 * GENERATION)
         self.peaks: deque[int] = deque([0], WINDOW)  # the most that were in the pool, second by second
         self.spans: deque[Span] = deque([Span(look)], 2)
@@ -221,6 +226,11 @@ class Track:
     def now(self) -> Look:
         """The last look."""
         return self.looks[-1]
+
+    @property
+    def ends(self) -> tuple[Look, Look]:
+        """The looks that the window of now lies between, the later one first."""
+        return self.looks[-1], self.looks[0]
 
     @property
     def began(self) -> Look:
@@ -232,6 +242,11 @@ class Track:
         """How many were in the pool, of late."""
         first, *rest = (span.loads for span in self.spans)
         return first.plus(rest[0]) if rest else first
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether its sparklines show nothing but that nothing was asked."""
+        return self.still_for >= SPARK
 
     def tick(self, in_use: int, waiting: bool) -> None:  # noqa: FBT001 - five times a second for each upstream
         """A look at the pool."""
@@ -251,6 +266,7 @@ class Track:
         asked, degraded, failed, wanted = moved(look.operations, before.operations)
         for spark, number in ((self.asked, asked), (self.degraded, degraded), (self.failed, failed)):
             spark.append(number and round(number / seconds, 2))
+        self.still_for = 0 if asked or degraded or failed else self.still_for + 1
         self.arrivals.append(wanted / seconds)
         self.peaks.append(0)
         if look.at - self.spans[-1].began_at >= GENERATION:
@@ -270,19 +286,7 @@ class Track:
 
     def window(self, operation: str | None = None) -> Window:
         """What happened in the last `WINDOW` seconds."""
-        return self.between(self.looks[-1], self.looks[0], operation)
-
-    def windows(self) -> tuple[Window, dict[str, Window]]:
-        """The same of all operations, and of each: in one go, for those who show both."""
-        after, before = self.looks[-1], self.looks[0]
-        each = {name: self.between(after, before, name) for name in after.operations}
-        counts, latency = NOTHING, NONE
-        for one in each.values():
-            if one.moved is not NOTHING:
-                counts = tuple(map(add, counts, one.moved))
-            if one.latency is not NONE:
-                latency = one.latency if latency is NONE else latency.plus(one.latency)
-        return Window(max(after.at - before.at, 1e-9), counts, latency, after.waits.since(before.waits)), each
+        return self.between(*self.ends, operation)
 
 
 def moved(after: dict[str, Mark], before: dict[str, Mark]) -> tuple[int, int, int, int]:
@@ -313,7 +317,7 @@ class Upstreams(Protocol):
 class Sampler:
     """Looks at a gateway from `start` to `close`. `wall` tells the time of day, in seconds since 1970.
 
-    `each` hears of every second that was taken, when it was.
+    `each` hears of every second that was taken, when it was; `of_each` of every upstream whose second was taken.
     """
 
     NAME = "gateway: sampler"
@@ -325,6 +329,7 @@ class Sampler:
         self.lags: deque[float] = deque([0.0], SPARK)  # the worst of each second
         self.seconds = 0
         self.each: list[Callable[[], object]] = []
+        self.of_each: list[Callable[[Upstream], object]] = []
         self.clock: Clock = monotonic
         self.began_at = 0.0
         self._task: Task[None] | None = None
@@ -382,6 +387,7 @@ class Sampler:
             ticks += 1
             if ticks % TICKS_A_SECOND == 0:
                 await self.take_second()
+                now = self.clock()  # its pauses are no lag
             due = due + TICK if due + TICK > now else now + TICK  # what was missed is not made up for
 
     def tick(self, late: float) -> None:
@@ -394,10 +400,12 @@ class Sampler:
 
     async def take_second(self) -> None:
         """Look at the totals of all, a few in each turn of the loop."""
-        for number, upstream in enumerate(self.gate, 1):
+        for place, upstream in enumerate(self.gate):
+            if place and place % SLICE == 0:
+                await sleep(PAUSE)
             self.look_at(upstream)
-            if number % SLICE == 0:
-                await sleep(0)
+            for hears in self.of_each:
+                hears(upstream)
         self.lags.append(0.0)
         self.seconds += 1
         for listener in self.each:

@@ -13,33 +13,38 @@ from __future__ import annotations
 
 from asyncio import sleep
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from math import isfinite, isinf
+from itertools import repeat
+from math import isfinite
 from time import time
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from msgspec import Raw
-from msgspec.json import Encoder
+from msgspec.json import decode
 from yarl import URL
 
 from gateway.admin.advice import advice_for
 from gateway.admin.hystrix import Hystrix
-from gateway.admin.sampler import NONE, NOTHING, Sampler, Window
+from gateway.admin.pieces import COUNTS, ENCODER, Piece, Pieces, add_up, number
+from gateway.admin.sampler import Sampler, Track
 from gateway.admin.stories import LINES, PLAIN_EVERY, Stories, Story, short
 from gateway.breaker import BreakerSnapshot, CircuitBreaker
-from gateway.counts import ENDS, Counts, LatencySnapshot, Tally
 from gateway.http.client import HttpUpstream
+from gateway.http.endpoint import EndpointSnapshot
 from gateway.operation import Operation
+from gateway.policy import BudgetPolicy, Policy
 from gateway.registry import Gateway
+from gateway.retry import BudgetSnapshot
 from gateway.upstream import Upstream
 
 CIRCUITS = 20
 """Circuits with a key that an upstream shows: those that are not at rest first."""
 LONGEST_KEY = 100
-SLICE = 2
-"""Upstreams that are put down in one turn of the loop."""
+SLICE, PAUSE = 2, 0.002
+"""Upstreams that are put down in one turn of the loop, and seconds until the next turn does: a call takes many turns,
+and would meet the document in all of them otherwise. 200 upstreams are put down within a quarter of a second."""
 WORDS = {"healthy": "up", "ramping": "up"}
 """What the document calls an endpoint's state, where the word differs."""
 Document = dict[str, Any]
@@ -54,6 +59,28 @@ class Tuned:
 
 
 UNTUNED = Tuned()
+
+
+class Made(NamedTuple):
+    """All that an upstream's part of the document is made of."""
+
+    operations: list[Piece]
+    window: Raw
+    spark: float | None
+    circuit: BreakerSnapshot
+    since: float | None
+    circuits: int
+    pool: tuple[int, int, int, int, int]
+    budget: BudgetSnapshot | None
+    endpoints: tuple[EndpointSnapshot, ...] | None
+    policy: Policy
+    warnings: tuple[str, ...]
+    tuned: Tuned
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it says the same for as long as nothing moves: no seconds are counted down, no circuit has a key."""
+        return self.circuit.open_until is None and self.circuit.held_until is None and not self.circuits
 
 
 class State:
@@ -80,15 +107,17 @@ class State:
         self.stories = Stories(gate, clock=self.sampler.now, plain_every=plain_every, errors=errors)
         self.hystrix = Hystrix(gate, self.sampler)
         self._warned: dict[str, tuple[str, ...]] = {}
-        self._endpoints: dict[tuple[str, str], str] = {}
+        self._endpoints: dict[str, dict[str, str]] = {}
+        self._pieces: dict[str, Pieces] = {}
         self._amiss: set[str] = set()  # operations whose numbers do not add up, which is told once
 
     def start(self) -> None:
         """Begin, on the running loop."""
         self.sampler.start()
-        self.sampler.each.append(self._look_round)
+        self.sampler.of_each.append(self._look_at)
         self.stories.listen()
-        self._look_round()
+        for upstream in self.gate:
+            self._look_at(upstream)
 
     async def close(self) -> None:
         """Look and listen no more."""
@@ -100,15 +129,16 @@ class State:
 
     def document(self) -> Document:
         """The whole of it, at once."""
-        return self._around([self.upstream(upstream) for upstream in self.gate])
+        upstreams = [self.upstream(upstream) for upstream in self.gate]
+        return cast("Document", decode(ENCODER.encode(self._around(upstreams))))
 
     async def encoded(self) -> bytes:
         """The whole of it as JSON, a few upstreams in each turn of the loop: calls go on meanwhile."""
         parts: list[Raw] = []
-        for number, upstream in enumerate(self.gate, 1):
-            parts.append(Raw(ENCODER.encode(self.upstream(upstream))))
-            if number % SLICE == 0:
-                await sleep(0)
+        for place, upstream in enumerate(self.gate):
+            if place and place % SLICE == 0:
+                await sleep(PAUSE)
+            parts.append(self.upstream(upstream))
         return ENCODER.encode(self._around(parts))
 
     def _around(self, upstreams: list[Any]) -> Document:
@@ -136,47 +166,70 @@ class State:
             ],
         }
 
-    def upstream(self, upstream: Upstream) -> Document:
-        """One upstream."""
-        name, track, tuned = upstream.name, self.sampler.track(upstream), self.tuned(upstream.name)
-        policy, pool = upstream.policy, upstream.bulkhead.snapshot()
+    def upstream(self, upstream: Upstream) -> Raw:
+        """One upstream, as JSON: what was put down of it the last time, if nothing has moved."""
+        name, pool = upstream.name, upstream.bulkhead
+        pieces = self._pieces.get(name)
+        if pieces is None:
+            pieces = self._pieces[name] = Pieces()
+        track, tuned = self.sampler.track(upstream), self.tuned(name)
+        after, before = track.ends
+        operations = [pieces.operation(operation, after, before, track) for operation in upstream]
         upstream._pay_in()  # noqa: SLF001 - as its snapshot does: what is left of the budget is known only then
-        budget = upstream.budget
-        window, each = track.windows()
-        operations = [operation_of(operation, each.get(operation.name, NOTHING_YET)) for operation in upstream]
-        total = dict(
-            zip(COUNTS, map(sum, zip(*(one["total"].values() for one in operations), strict=True)), strict=False)
+        endpoints = upstream.endpoints.endpoints if isinstance(upstream, HttpUpstream) else None
+        made_of = Made(
+            operations=operations,
+            window=pieces.window(after, before, [one.window for one in operations]),
+            spark=None if track.is_flat else after.at,
+            circuit=upstream.breaker.snapshot(),
+            since=self.stories.since(name),
+            circuits=len(upstream.circuits),
+            pool=(pool.in_use, pool.abandoned, pool.waiting, pool.peak, pool.rejected),
+            budget=None if upstream.budget is None else upstream.budget.snapshot(),
+            endpoints=endpoints,
+            policy=upstream.policy,
+            warnings=upstream.warnings,
+            tuned=tuned,
         )
+        if made_of != pieces.made_of or not made_of.keeps:
+            pieces.made_of, pieces.json = made_of, Raw(ENCODER.encode(self._shown(upstream, track, made_of)))
+        return pieces.json
+
+    def _shown(self, upstream: Upstream, track: Track, made_of: Made) -> Document:
+        """One upstream; what seldom moves in it is JSON already."""
+        in_use, abandoned, waiting, peak, rejected = made_of.pool
+        policy, tuned = made_of.policy, made_of.tuned
+        numbers = [one.numbers for one in made_of.operations]
         return {
-            "name": name,
+            "name": upstream.name,
             "kind": "http" if isinstance(upstream, HttpUpstream) else "plain",
-            "warnings": list(upstream.warnings),
+            "warnings": list(made_of.warnings),
             "etag": tuned.etag,
             "drift": {knob: [number(old), number(new)] for knob, (old, new) in tuned.drift.items()},
-            "circuit": self._circuit(upstream, upstream.breaker.snapshot()),
+            "circuit": self._circuit(upstream, made_of.circuit),
             "circuits": [
                 {"key": short(str(key), LONGEST_KEY), **self._circuit(upstream, breaker.snapshot(), key)}
                 for key, breaker in worth_showing(upstream)
             ],
-            "circuits_in_all": len(upstream.circuits),
+            "circuits_in_all": made_of.circuits,
             "pool": {
-                "limit": number(pool.limit),
-                "in_use": pool.in_use,
-                "abandoned": pool.abandoned,
-                "waiting": pool.waiting,
+                "limit": number(policy.bulkhead.limit),
+                "in_use": in_use,
+                "abandoned": abandoned,
+                "waiting": waiting,
                 "queue": number(policy.bulkhead.queue),
-                "peak": pool.peak,
-                "rejected": pool.rejected,
+                "peak": peak,
+                "rejected": rejected,
             },
-            "budget": None if budget is None else budget_of(upstream),
-            "window": {**window_of(window), "waits": figures(window.waits.snapshot())},
-            "total": total or dict.fromkeys(COUNTS, 0),
-            "adds_up": all(one["adds_up"] for one in operations),
+            "budget": budget_of(made_of.budget, policy.retry.budget),
+            "window": made_of.window,
+            "total": dict(zip(COUNTS, map(sum, zip(*numbers, strict=True)) if numbers else repeat(0), strict=False)),
+            "adds_up": all(map(add_up, numbers)),
             "spark": list(track.asked),
             "spark_degraded": list(track.degraded),
             "spark_failed": list(track.failed),
-            "operations": operations,
-            "endpoints": endpoints_of(upstream),
+            "operations": [one.json for one in made_of.operations],
+            "endpoints": None if made_of.endpoints is None else list(map(endpoint_of, made_of.endpoints)),
         }
 
     def _circuit(self, upstream: Upstream, shot: BreakerSnapshot, key: Hashable = None) -> Document:
@@ -232,30 +285,31 @@ class State:
 
     # -- once a second
 
-    def _look_round(self) -> None:
+    def _look_at(self, upstream: Upstream) -> None:
         """Write into the log what no event tells: unwise numbers, endpoints, numbers that do not add up."""
-        for upstream in self.gate:
-            before = self._warned.get(upstream.name, ())
+        before = self._warned.get(upstream.name, ())
+        if upstream.warnings != before:
             for warning in upstream.warnings:
                 if warning not in before:
                     self.stories.note("warning", upstream.name, warning)
             self._warned[upstream.name] = upstream.warnings
-            if isinstance(upstream, HttpUpstream):
-                self._look_at_endpoints(upstream)
-            for operation in upstream:
-                self._add_up(upstream, operation)
+        if isinstance(upstream, HttpUpstream):
+            self._look_at_endpoints(upstream)
+        for operation in upstream:
+            self._add_up(upstream, operation)
 
     def _look_at_endpoints(self, upstream: HttpUpstream) -> None:
-        known = {url: state for (of, url), state in self._endpoints.items() if of == upstream.name}
+        known = self._endpoints.get(upstream.name, {})
         present = {bare(shot.url): WORDS.get(shot.state, shot.state) for shot in upstream.endpoints.endpoints}
+        if present == known:
+            return
         for url, state in present.items():
             before = known.get(url)
             if before != state and (before is not None or state != "up"):
                 self.stories.note("endpoint", upstream.name, f"{url} {before or 'new'} -> {state}")
-            self._endpoints[upstream.name, url] = state
         for url in known.keys() - present.keys():
             self.stories.note("endpoint", upstream.name, f"{url} {known[url]} -> gone")
-            del self._endpoints[upstream.name, url]
+        self._endpoints[upstream.name] = present
 
     def _add_up(self, upstream: Upstream, operation: Operation[..., Any]) -> None:
         """Promise 10, for as long as anybody watches. It holds between any two lines of ours: nothing awaits here."""
@@ -269,9 +323,6 @@ class State:
             self._amiss.discard(name)
 
 
-ENCODER = Encoder(enc_hook=str)
-
-
 @cache
 def version_of_this() -> str:
     """The version of this package."""
@@ -281,84 +332,15 @@ def version_of_this() -> str:
         return ""
 
 
-def number(value: object) -> Any:
-    """A number as JSON can say it; what is neither number nor text is told in words."""
-    if isinstance(value, float):
-        if isinf(value):
-            return "inf" if value > 0 else "-inf"
-        return int(value) if value.is_integer() and abs(value) < 2**53 else float(value)
-    return value if value is None or isinstance(value, bool | int | str) else short(str(value))
-
-
 def left(until: float | None, now: float) -> float | None:
     """Seconds until an instant; None where there is none, or no end."""
     return None if until is None or not isfinite(until) else max(0.0, until - now)
 
 
-def window_of(window: Window) -> Document:
-    """What happened of late. Rounded to what can be seen: there are many of them."""
-    return {
-        "seconds": round(window.seconds, 3),
-        "rates": {name: rate and round(rate, 3) for name, rate in window.rates.items()},
-        "latency": figures(window.latency.snapshot()),
-    }
-
-
-def figures(shot: LatencySnapshot) -> Document:
-    """Durations."""
-    return {
-        "count": shot.count,
-        "mean": round(shot.mean, 6),
-        "p50": round(shot.p50, 6),
-        "p90": round(shot.p90, 6),
-        "p99": round(shot.p99, 6),
-        "max": round(shot.max, 6),
-    }
-
-
-def operation_of(operation: Operation[..., Any], window: Window) -> Document:
-    """One operation. `memory` and `ages` are those of its remembered answers, None where it remembers none.
-
-    Its window has no `waits`: calls queue for the upstream's pool, and are not told apart there. What a snapshot of
-    the operation would have beside this is worked out only where it is shown.
-    """
-    tally, in_flight = operation.tally, len(operation.calls)
-    numbers = {
-        **{name: getattr(tally, name) for name in TALLIED},
-        **dict(zip(ENDED, tally.ended.values(), strict=True)),
-        "in_flight": in_flight,
-        "fallback_failed": operation._fallback.failed,  # noqa: SLF001
-    }
-    memories = operation.memories
-    return {
-        "name": operation.name,
-        "total": numbers,
-        "window": window_of(window),
-        "memory": plain(memories[0].snapshot()) if memories else None,
-        "ages": figures(operation.ages.snapshot()) if memories else None,
-        "adds_up": tally.asked == in_flight + sum(tally.ended.values()),
-    }
-
-
-TALLIED = [one.name for one in fields(Counts) if one.name in Tally.__slots__]
-ENDED = [str(end) for end in ENDS]
-NOTHING_YET = Window(1.0, NOTHING, NONE, NONE)
-COUNTS = [*TALLIED, *ENDED, "in_flight", "fallback_failed"]
-
-
-def plain(snapshot: Any) -> Any:
-    """A frozen value as dicts, all the way down."""
-    if hasattr(snapshot, "__dataclass_fields__"):
-        return {one.name: plain(getattr(snapshot, one.name)) for one in fields(snapshot)}
-    return number(snapshot)
-
-
-def budget_of(upstream: Upstream) -> Document | None:
+def budget_of(shot: BudgetSnapshot | None, policy: BudgetPolicy | None) -> Document | None:
     """The account of retries, and its numbers."""
-    budget, policy = upstream.budget, upstream.policy.retry.budget
-    if budget is None or policy is None:
+    if shot is None or policy is None:
         return None
-    shot = budget.snapshot()
     return {
         "left": number(shot.left),
         "suppressed": shot.suppressed,
@@ -375,24 +357,19 @@ def worth_showing(upstream: Upstream) -> Iterator[tuple[Hashable, CircuitBreaker
     return iter(shown[:CIRCUITS])
 
 
-def endpoints_of(upstream: Upstream) -> list[Document] | None:
-    """The endpoints of an HTTP upstream."""
-    if not isinstance(upstream, HttpUpstream):
-        return None
-    return [
-        {
-            "url": bare(shot.url),
-            "state": WORDS.get(shot.state, shot.state),
-            "ramping": shot.state == "ramping",
-            "held": shot.held,
-            "in_use": shot.in_flight,
-            "latency": shot.latency,
-            "weight": number(shot.weight),
-            "calls": shot.calls,
-            "failures": shot.failures,
-        }
-        for shot in upstream.endpoints.endpoints
-    ]
+def endpoint_of(shot: EndpointSnapshot) -> Document:
+    """An endpoint of an HTTP upstream."""
+    return {
+        "url": bare(shot.url),
+        "state": WORDS.get(shot.state, shot.state),
+        "ramping": shot.state == "ramping",
+        "held": shot.held,
+        "in_use": shot.in_flight,
+        "latency": shot.latency,
+        "weight": number(shot.weight),
+        "calls": shot.calls,
+        "failures": shot.failures,
+    }
 
 
 @cache

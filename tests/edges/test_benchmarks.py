@@ -11,7 +11,7 @@ from math import inf
 import pytest
 from aiohttp import ClientSession, web
 
-from benchmarks import aggregators, blast, catalogs, faults, guard, picture, report, workloads
+from benchmarks import aggregators, blast, catalogs, faults, guard, picture, report, watching, workloads
 from benchmarks.contenders import KNOWN, OURS, contender
 from benchmarks.contenders.ours import Called
 from benchmarks.rounds import Runner, Spread, interleaved, over
@@ -307,3 +307,19 @@ def test_pages_are_back_when_half_a_second_of_them_is_live() -> None:
     assert blast.share(made.of(ill, pages=True), "degraded") == 1.0
     assert blast.p99(made.requests) == pytest.approx(0.04)
     assert "ours: 0 of 1,000 pages lost" in picture.draw({"ours": made})
+
+
+@pytest.mark.asyncio
+async def test_calls_are_measured_with_an_admin_server_and_without(monkeypatch) -> None:
+    for name, value in (("UPSTREAMS", 2), ("RATE", 100), ("SETTLE", 0.02)):
+        monkeypatch.setattr(watching, name, value)
+
+    async with upstream() as (url, state):
+        measured = await watching.turns(url, rounds=1, seconds=0.05, ways=(watching.OFF, watching.ON))
+    by_listener = await watching.listeners(rounds=1)
+
+    assert state.seen > 2 * 5
+    assert all(len(one["cpu"]) == len(one["p99"]) == 1 for one in measured.values())
+    text = "\n".join(watching.lines({"turns": measured, "listeners": by_listener}))
+    assert f"| {watching.ON} |" in text
+    assert f"| {watching.LOGGED} |" in text

@@ -100,7 +100,6 @@ async def test_each_operation_has_a_window_of_its_own(gate: Gateway, ratings: Up
         assert track.window("stars").counts["asked"] == 1
         assert track.window("stars").latency.snapshot().max == pytest.approx(0.2, rel=0.2)
         assert track.window("none").counts["asked"] == 0
-        assert track.windows() == (track.window(), {name: track.window(name) for name in ("stars", "titles")})
 
 
 @virtual
@@ -337,3 +336,16 @@ async def test_what_memory_answers_needs_no_place_and_a_retry_does(gate: Gateway
 
     assert track.asked[-1] == pytest.approx(11.0)
     assert track.arrivals[-1] == pytest.approx(3.0)
+
+
+@virtual
+async def test_the_pauses_between_many_upstreams_are_no_lag(gate: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.admin.sampler.PAUSE", 0.5)
+    for number in range(10):
+        gate.upstream(f"upstream {number}")
+
+    async with gate, sampling(gate) as sampler:
+        await asyncio.sleep(5.0)
+
+        assert sampler.seconds >= 3
+        assert sampler.lag == (pytest.approx(0.0), pytest.approx(0.0))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import fields
+from itertools import pairwise
 from math import inf
 from typing import Any
 
@@ -334,3 +335,61 @@ async def test_names_are_left_to_whoever_shows_them() -> None:
         document = json.loads(await state.encoded())
 
     assert document["upstreams"][0]["name"] == "<script>alert(1)</script>"
+
+
+@virtual
+async def test_what_rests_is_the_same_bytes_and_whatever_moves_is_seen_the_next_second() -> None:
+    gate = gate_with_trouble()
+    ratings, films = gate["ratings"], gate["films"]
+
+    async with gate, watched(gate) as state:
+        await ratings["stars"]("Alien")
+        await asyncio.sleep(80.0)
+        rests = [state.upstream(ratings), state.upstream(films)]
+        await asyncio.sleep(1.0)
+        assert all(one is kept for one, kept in zip(map(state.upstream, (ratings, films)), rests, strict=True))
+
+        seen = [state.document()]
+        for move in (
+            lambda: ratings["stars"]("Alien"),
+            lambda: ended(ratings["stars"]("Psycho", error=Boom())),
+            lambda: asyncio.sleep(0, ratings["stars"].forget("Alien")),
+            lambda: asyncio.sleep(0, ratings.tune_fields({"bulkhead.queue": 7})),
+            lambda: asyncio.sleep(0, ratings.isolate()),
+            lambda: asyncio.sleep(0, ratings.restore()),
+            ratings.bulkhead.acquire,
+            lambda: asyncio.sleep(0, ratings.bulkhead.release()),
+            lambda: asyncio.sleep(11.0),
+            lambda: asyncio.sleep(1.0),  # the sparkline moves on
+        ):
+            await move()
+            seen.append(state.document())
+
+    ratings_seen = [document["upstreams"][0] for document in seen]
+    assert all(before != after for before, after in pairwise(ratings_seen))
+    assert all(document["upstreams"][1] == seen[0]["upstreams"][1] for document in seen)
+    assert [one["total"]["asked"] for one in ratings_seen] == [1, 2, *[3] * 9]
+    assert [one["pool"]["in_use"] for one in ratings_seen] == [*[0] * 7, 1, 0, 0, 0]
+    assert [one["circuit"]["state"] for one in ratings_seen][4:7] == ["closed", "isolated", "closed"]
+    assert [one["operations"][0]["memory"]["entries"] for one in ratings_seen] == [1, 1, 1, *[0] * 8]
+    assert ratings_seen[4]["pool"]["queue"] == 7
+    assert ratings_seen[-1]["window"]["rates"]["asked"] == 0
+
+
+@virtual
+async def test_a_circuit_that_is_open_counts_down_though_nothing_moves() -> None:
+    gate = Gateway()
+    sick = gate.upstream("sick", policy=Policy(retry=ONE_TRY, breaker=BreakerPolicy(min_calls=1, open_for=100.0)))
+
+    @sick.operation(idempotent=True)
+    async def one() -> int:
+        raise Boom
+
+    async with gate, watched(gate) as state:
+        await ended(one())
+        await asyncio.sleep(80.0)
+        first = state.document()["upstreams"][0]["circuit"]["closes_in"]
+        await asyncio.sleep(0.25)
+        later = state.document()["upstreams"][0]["circuit"]["closes_in"]
+
+    assert (first, later) == (pytest.approx(20.0), pytest.approx(19.75))
