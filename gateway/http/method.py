@@ -94,8 +94,8 @@ class Method(RoutedOperation[..., HttpReply]):
         meant = self.names.below(path)
         return self.upstream.gateway.on_its_loop(partial(self._forget_where, meant))
 
-    async def _warm_one(self, args: tuple[Any, ...]) -> bool:
-        return await self._warmed(request_of(self.method, args[0]))
+    def _arguments_of(self, one: Any) -> tuple[Any, ...]:
+        return (request_of(self.method, super()._arguments_of(one)[0]),)
 
     @overload
     def __call__(
