@@ -390,7 +390,7 @@ class Operation(Generic[P, T]):
             self.idempotent,
             call.not_sent or call.outcome is Outcome.REJECTED,
             inf if call.wants is None else call.wants.max_age,
-            self._memory.kind if self._fallback.reserve else Any,
+            self._memory.kind if self._reserve else Any,
             self._memory.where,
         )
 
