@@ -142,9 +142,10 @@ class Operation(Generic[P, T]):
         if idempotent is None:
             log.info("%s.%s does not say whether it is idempotent: it is not repeated", upstream.name, name)
 
-    __slots__ = (  # what every call looks at is found faster in a slot than among many attributes
-        *("__dict__", "_call_for", "_circuit_of", "_key_of", "_lane", "_memory", "_remembers", "_reserve", "_send"),
-        *("__weakref__", "_spares", "calls", "latency", "tally", "upstream"),
+    __slots__ = (  # what calls look at is found faster in a slot than among many attributes
+        *("__dict__", "__weakref__", "_call_for", "_circuit_of", "_cold", "_evidence_after", "_fallback", "_flights"),
+        *("_judge", "_key_of", "_keys", "_lane", "_memory", "_remembers", "_reserve", "_send", "_spares", "_timeout"),
+        *("ages", "calls", "idempotent", "latency", "name", "tally", "upstream"),
     )
 
     repeats: ClassVar[bool] = True
