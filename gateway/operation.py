@@ -587,18 +587,8 @@ class Operation(Generic[P, T]):
         KeyNeeded as the call would; GatewayClosed, WrongLoop.
         """
         only_live: Using[..., T] = Using(self, Wants(only_live=True))
-        warming = Warming(
-            memory=self._memory,
-            upstream=self.upstream,
-            arguments=self._arguments_of,
-            key_for=self._key_for,
-            ask=only_live.ask,
-        )
+        warming = Warming(memory=self._memory, upstream=self.upstream, key_for=self._key_for, ask=only_live.ask)
         return await warming.all(keys, self.name)
-
-    def _arguments_of(self, one: Any) -> tuple[Any, ...]:
-        """The arguments of a call that is named by them, or by the only one."""
-        return one if isinstance(one, tuple) else (one,)
 
     @property
     def memories(self) -> tuple[LastGood, ...]:

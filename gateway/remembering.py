@@ -26,7 +26,6 @@ class Warming:
 
     memory: Memory
     upstream: Host
-    arguments: Callable[[Any], tuple[Any, ...]]  # of a call, from what a user names it by
     key_for: Callable[[tuple[Any, ...], dict[str, Any]], Hashable]
     ask: Callable[..., Awaitable[Any]]
 
@@ -41,7 +40,7 @@ class Warming:
         async def work() -> None:
             nonlocal warmed
             for one in todo:
-                is_warm = await self.one(self.arguments(one))
+                is_warm = await self.one(one if isinstance(one, tuple) else (one,))
                 warmed += is_warm  # not in one: others add to it meanwhile
 
         try:

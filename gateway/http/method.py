@@ -94,9 +94,6 @@ class Method(RoutedOperation[..., HttpReply]):
         meant = self.names.below(path)
         return self.upstream.gateway.on_its_loop(partial(self._forget_where, meant))
 
-    def _arguments_of(self, one: Any) -> tuple[Any, ...]:
-        return (request_of(self.method, super()._arguments_of(one)[0]),)
-
     @overload
     def __call__(
         self,
