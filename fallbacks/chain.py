@@ -45,22 +45,25 @@ class Fallback:
         """Seconds to keep back for the tiers that may await; 0.0 where none does."""
         return max((self._timeout_of(tier) for tier in self.tiers if may_await(tier)), default=0.0)
 
-    async def answer(self, question: Question) -> Answer[Any] | None:
+    async def answer(self, question: Question) -> Answer[Any] | None:  # noqa: C901 - a tier has so many ways to end
         """The first answer; None when no tier has one."""
         before = cancels()
         if before:
             await asyncio.sleep(0)  # one that is pending ends it here; those of the past are no news
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        clock = asyncio.get_running_loop().time
+        began = clock() if len(self.tiers) > 1 else 0.0
         for place, tier in enumerate(self.tiers):
             if question.outcome == "unknown" and not getattr(tier, "after_unknown", False):
                 question.error.add_note(f"{name_of(tier)} was not asked: it may have taken effect")
                 continue
-            if place and (passed := loop.time() - began):
+            if place and (passed := clock() - began):
                 question = msgspec.structs.replace(question, now=question.now + passed)
                 began += passed
             try:
-                answer = await self._ask(place, tier, question)
+                answer = tier.answer(question)
+                if answer is not None and type(answer) is not Answer:
+                    answer = await self._wait_for(place, tier, answer, question)
+                answer = fitting(answer, question)
             except Exception as error:  # noqa: BLE001 - whatever it raises, the next tier is asked
                 self.failed += 1
                 question.error.add_note(f"{name_of(tier)} failed: {told(error)}")
@@ -74,16 +77,6 @@ class Fallback:
                     return answer
                 question.error.add_note(f"{name_of(tier)} had no answer")
         return None
-
-    async def _ask(self, place: int, tier: Tier, question: Question) -> Answer[Any] | None:
-        answer = tier.answer(question)
-        if answer is not None and type(answer) is not Answer:
-            answer = await self._wait_for(place, tier, answer, question)
-        if answer is None or answer.age > question.max_age:
-            return None
-        if type(answer.source) is not Source:
-            raise TypeError(f"{answer.source!r} is no Source")
-        return answer if answer.degraded else degraded(answer, question)
 
     async def _wait_for(self, place: int, tier: Tier, promise: object, question: Question) -> Answer[Any] | None:
         if not isinstance(promise, Awaitable):
@@ -127,6 +120,15 @@ def may_await(tier: Tier) -> bool:
 def name_of(tier: Tier) -> str:
     """What a note calls a tier."""
     return getattr(tier, "name", None) or type(tier).__name__
+
+
+def fitting(answer: Answer[Any] | None, question: Question) -> Answer[Any] | None:
+    """A tier's answer as the caller gets it; None for one that is too old for him."""
+    if answer is None or answer.age > question.max_age:
+        return None
+    if type(answer.source) is not Source:
+        raise TypeError(f"{answer.source!r} is no Source")
+    return answer if answer.error is not None else degraded(answer, question)
 
 
 def degraded(answer: Answer[Any], question: Question) -> Answer[Any]:

@@ -398,6 +398,9 @@ class CircuitBreaker:
         self._wishes = Wishes()
 
     def _enter_slowly(self, now: float, caller: Hashable) -> State:
+        state = self._state
+        if type(state) is Open and state.until - now > HALF_MICROSECOND and self._policy.enforce:
+            raise self._refusal(now)  # nothing is due yet, and this is what an open circuit does all day
         state = self._at(now)
         if type(state) is Open and now - state.until > HALF_MICROSECOND:
             self._half_open(state, now)

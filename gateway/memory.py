@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Hashable, Sequence, Sized
 from functools import partial
 from math import inf
-from typing import Any
+from typing import Any, get_type_hints
 
 from fallbacks.answer import Tier
 from fallbacks.envelope import check_kind
@@ -161,3 +161,11 @@ def worth_remembering(value: Any) -> bool:
     if type(value) in CONTAINERS:
         return bool(value)
     return value is not None and not (isinstance(value, Sized) and len(value) == 0)
+
+
+def declared_type(function: Callable[..., Any]) -> Any:
+    """The type that a function says it returns; Any where it does not, or where that cannot be found out."""
+    try:
+        return get_type_hints(function).get("return", Any)
+    except Exception:  # noqa: BLE001 - an annotation may be anything
+        return Any

@@ -7,153 +7,54 @@ registration, at a transition, on failure, or when somebody asks, wherever that 
 from __future__ import annotations
 
 import logging
-import sys
-from asyncio import CancelledError, Task, TaskGroup, current_task, sleep
+from asyncio import Task, current_task, sleep
 from collections.abc import Awaitable, Callable, Hashable, Iterable
-from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial, update_wrapper
-from inspect import isawaitable
 from math import inf
-from reprlib import repr as brief
 from threading import get_ident
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Concatenate,
-    Generic,
-    ParamSpec,
-    Protocol,
-    TypeVar,
-    cast,
-    get_type_hints,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 from fallbacks.answer import LIVE, Answer, Question, Source, Tier
-from fallbacks.chain import Fallback, told
+from fallbacks.chain import Fallback
 from fallbacks.last_good import LastGood, MemorySnapshot
-from fallbacks.tiers import Alternate, Static, handler
+from fallbacks.tiers import handler
 from fallbacks.wall import WALL
 from gateway.arguments import Arguments, Keys, Namer, namer
 from gateway.blocking import Visit, refuse_on_a_loop
-from gateway.call import NOBODY, Call, Circuit, Led, Wants
+from gateway.call import NOBODY, Call, Circuit, Wants
 from gateway.circuits import Asked, OfOperation, breaker_of
-from gateway.coalesce import LEAD, TOO_LATE, Flight, Flights, Landed, again
+from gateway.coalesce import Flights, Landed
 from gateway.context import HALF_MICROSECOND, Deadline, Tries, ambient_here, leave, put_ambient, take_back, tries_under
 from gateway.counts import AGE_BOUNDS, Counts, Histogram, LatencySnapshot, Tally
 from gateway.events import AttemptFailed, CallFinished
+from gateway.host import Host
+from gateway.judging import CANCELLED, Judge, Judged, ended_from_above, failure_of, of_the_deadline, too_late
 from gateway.lane import Lane, Timer
-from gateway.memory import Memory, worth_remembering
-from gateway.outcome import (
-    BulkheadFull,
-    ConfigError,
-    DeadlineExceeded,
-    Failed,
-    FailedTimeout,
-    GatewayClosed,
-    GatewayError,
-    NotSent,
-    Outcome,
-    Refused,
-    Rejected,
-    Unknown,
-    UnknownTimeout,
-    retry_after_of,
-    waited_for_of,
-)
+from gateway.memory import Memory, declared_type, worth_remembering
+from gateway.outcome import BulkheadFull, ConfigError, GatewayClosed, GatewayError, Outcome, Refused, Rejected
 from gateway.policy import Policy, TimeoutPolicy
-from gateway.terms import USUAL, CircuitBy, Terms
-from gateway.views import BoundOperation, Using, wants
+from gateway.refreshing import refresh
+from gateway.remembering import Warming, disown
+from gateway.sharing import copy_for, end_flight, error_for, join, leave_flight, too_late_for
+from gateway.terms import USUAL, Terms, check_tier, circuit_namer
+from gateway.views import BoundOperation, Using, leads_to, wants
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
-
-    from gateway.breaker import CircuitBreaker, State
-    from gateway.bulkhead import Bulkhead
-    from gateway.circuits import Circuits
-    from gateway.context import Clock
-    from gateway.events import Listeners
-    from gateway.retry import Retry
+    from gateway.breaker import State
 
 log = logging.getLogger("gateway")
 
 NONE_YET = Histogram().snapshot()
 P = ParamSpec("P")
 Q = ParamSpec("Q")
-R = TypeVar("R")
 T = TypeVar("T")
 H = TypeVar("H", bound=Callable[..., Any])
 A = TypeVar("A", bound=Tier)
-CANCELLED = Outcome.CANCELLED  # module globals: reading a member through its class costs a descriptor call
 GRACE = 0.05
 """A try that was told to end, and ends later than this, in seconds, has overrun."""
-FORGETFUL_GROUPS = sys.version_info < (3, 13)
-"""A TaskGroup that fails cancels the task it stands in, and before 3.13 did not always take that back (gh-117407): an
-exception group is then told from the leaving of the caller by what it is."""
-MOST_WARMING = 100
-"""Calls that `warm` makes at once, however large `refresh_limit` is."""
 EARLY = 0.001
 """Timers may come early by this much (uvloop's): who waits for as long as he was asked to is not to be refused."""
-
-
-class Home(Protocol):
-    """What an operation needs of its gateway."""
-
-    def on_its_loop(self, act: Callable[[], R]) -> R:
-        """Do it on the thread of the loop it is open on; right here if there is none."""
-        ...
-
-
-class Host(Protocol):
-    """What an operation needs of its upstream."""
-
-    name: str
-    loop: object
-    thread: int
-    clock: Clock
-    bulkhead: Bulkhead
-    breaker: CircuitBreaker
-    circuits: Circuits
-    policy: Policy
-    retry: Retry
-    refreshing: dict[Hashable, Task[None]]
-    waits: Histogram
-    listeners: Listeners
-
-    @property
-    def gateway(self) -> Home:
-        """The gateway it belongs to."""
-        ...
-
-    def task_here(self, operation: str) -> Task[Any]:
-        """The current task, after opening the gateway on its loop if need be; raises if it cannot be."""
-        ...
-
-    def lane(self, seconds: float, *, repeats: bool) -> Lane:
-        """The lane for tries of this duration, of calls that are repeated or not."""
-        ...
-
-    def may_retry(self) -> bool:
-        """Whether the retry budget grants one more; it is then spent."""
-        ...
-
-    def loop_elsewhere(self, operation: str) -> AbstractEventLoop:
-        """The loop the gateway is open on, for a thread that runs none; raises if there is none, or cannot be."""
-        ...
-
-    def enter(self, operation: str) -> None:
-        """Let in a call from another thread, on the loop; raises if it cannot be."""
-        ...
-
-
-class Judged(Exception):
-    """A value that `classify=` judged to be no success."""
-
-    def __init__(self, value: object, outcome: Outcome) -> None:
-        super().__init__(f"the value {brief(value)} was judged {outcome}")
-        self.value, self.outcome = value, outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +81,6 @@ class Cold:
     caller: Namer | None = None  # that, where callers are told apart
     sender: Callable[..., Awaitable[Any]]
     timeout: TimeoutPolicy | None
-    refreshes: bool
 
 
 class Operation(Generic[P, T]):
@@ -217,14 +117,12 @@ class Operation(Generic[P, T]):
         self.circuit_key = OfOperation(name) if said.circuit_by == "operation" else None  # of a circuit of its own
         self._cold = Cold(
             binds_class=isinstance(function, classmethod),
-            circuit_by=namer_of_circuits(f"{where} circuit_by=", self.circuit_key, said.circuit_by),
+            circuit_by=circuit_namer(f"{where} circuit_by=", self.circuit_key, said.circuit_by),
             names_caller=None if said.caller is None else namer(f"{where} caller=", said.caller),
             sender=send,
             timeout=said.timeout,
-            refreshes=said.revalidate == "background",
         )
-        self._refused = (Refused, ConfigError, *said.refused)
-        self._classify = said.classify
+        self._judge = Judge(said)
         self.swap_sender(send)
         arguments = Arguments(plain)
         self._keys = Keys(
@@ -244,9 +142,10 @@ class Operation(Generic[P, T]):
         if idempotent is None:
             log.info("%s.%s does not say whether it is idempotent: it is not repeated", upstream.name, name)
 
-    __slots__ = (  # what every call looks at is found faster in a slot than among many attributes
-        *("__dict__", "_call_for", "_circuit_of", "_key_of", "_lane", "_memory", "_remembers", "_reserve", "_send"),
-        *("__weakref__", "_spares", "calls", "latency", "tally", "upstream"),
+    __slots__ = (  # what calls look at is found faster in a slot than among many attributes
+        *("__dict__", "__weakref__", "_call_for", "_circuit_of", "_cold", "_evidence_after", "_fallback", "_flights"),
+        *("_judge", "_key_of", "_keys", "_lane", "_memory", "_remembers", "_reserve", "_send", "_spares", "_timeout"),
+        *("ages", "calls", "idempotent", "latency", "name", "tally", "upstream"),
     )
 
     repeats: ClassVar[bool] = True
@@ -373,7 +272,9 @@ class Operation(Generic[P, T]):
         took = now - call.at
         if timer.fired_at is not None and now - timer.fired_at > GRACE:
             self.tally.overran += 1
-        call.outcome, call.not_sent = self._judge(call, timed_out, timer.sent, error)
+        call.outcome, call.not_sent = self._judge.verdict(
+            call, error, idempotent=self.idempotent, timed_out=timed_out, sent=timer.sent
+        )
         ran_long = took + HALF_MICROSECOND >= self._evidence_after
         slow = took > breaker.slow_beyond
         if call.outcome is CANCELLED:
@@ -389,7 +290,8 @@ class Operation(Generic[P, T]):
             cut = timer.nearer and (timer.fired_at is not None or of_the_deadline(error))
             says_nothing = (cut and not ran_long) or self._spared(call, error)
             breaker.leave(circuit, now, None if says_nothing else True, slow)
-            call.failure = self._failure(call, timer if timed_out else None, took, error)
+            limit = timer if timed_out else None
+            call.failure = failure_of(call, error, upstream=upstream.name, operation=self.name, took=took, limit=limit)
             wish = call.failure.retry_after
             if wish and not isinstance(error, GatewayError):  # that would be another upstream's wish
                 self._leave_alone(call, breaker, now, wish)
@@ -402,53 +304,6 @@ class Operation(Generic[P, T]):
         policy = self.upstream.retry.policy
         if policy.pushback_shared and retry_after < inf:  # never again: that is said of this call
             breaker.hold(now + min(retry_after, policy.max_retry_after) - EARLY)
-
-    def _judge(self, call: Call, timed_out: bool, sent: bool, error: BaseException) -> tuple[Outcome, bool]:  # noqa: FBT001 - private
-        """The outcome of a try that raised, and whether it certainly had no effect."""
-        risky = self.idempotent is False or (sent and self.idempotent is None)
-        usual = Outcome.UNKNOWN if risky else Outcome.FAILED
-        not_sent = not sent and (isinstance(error, NotSent) or getattr(error, "not_sent", False))
-        if timed_out:
-            return (Outcome.FAILED, True) if not_sent else (usual, False)
-        if call.task.cancelling() > call.cancelling:  # the caller left, whatever the function made of that
-            if not (FORGETFUL_GROUPS and isinstance(error, BaseExceptionGroup)):
-                return CANCELLED, False
-            call.cancelling = call.task.cancelling()
-        if not isinstance(error, Exception):
-            return (usual if isinstance(error, CancelledError) else CANCELLED), False
-        outcome = error.outcome if isinstance(error, Judged) else self._classified(error)
-        if outcome in JUDGEMENTS:
-            return outcome, outcome is Outcome.FAILED
-        if isinstance(error, self._refused):
-            return Outcome.REFUSED, False
-        return (Outcome.FAILED, True) if not_sent else (usual, False)
-
-    def _classified(self, error: Exception) -> Outcome | None:
-        """What the user's `classify=` makes of an error; None where it does not say, or raises."""
-        try:
-            return None if self._classify is None else judgement(self._classify(error))
-        except Exception:  # noqa: BLE001 - a classifier that raises has not classified: the failure stays one
-            return None
-
-    def _failure(self, call: Call, limit: Timer | None, took: float, error: BaseException) -> GatewayError:
-        """Our own fresh error: one that users store and raise again would grow with every call. `limit`: it fired."""
-        where = f"{self.upstream.name}.{self.name}"
-        timeout = limit is not None or isinstance(error, TimeoutError)
-        kind: type[GatewayError]
-        if call.outcome is Outcome.UNKNOWN:
-            kind = UnknownTimeout if timeout else Unknown
-        else:
-            kind = FailedTimeout if timeout else Failed
-        if limit is not None:
-            failure = kind(f"{where}: no answer within {took:.3f} s")
-            failure.waited_for = "deadline" if limit.nearer else "attempt"
-        else:
-            failure = kind(f"{where}: {told(error)}")
-            failure.waited_for = waited_for_of(error)
-        failure.upstream, failure.operation, failure.attempts = self.upstream.name, self.name, call.attempts
-        failure.retry_after = retry_after_of(error)
-        failure.__cause__ = None if isinstance(error, Judged) else error
-        return failure
 
     def _tell_failed(self, call: Call, now: float, took: float) -> None:
         listeners, failure = self.upstream.listeners, cast("GatewayError", call.failure)
@@ -509,7 +364,7 @@ class Operation(Generic[P, T]):
             if isinstance(error, Rejected) and error is not call.error:
                 error = self._rejection(call, error)
             if call.flight is not None:
-                self._end_flight(call, error)
+                end_flight(call, error, self.upstream)
             if error is call.error:
                 raise error  # refused, which is an answer too, or the caller has left
             call.error = error
@@ -536,7 +391,7 @@ class Operation(Generic[P, T]):
             self.idempotent,
             call.not_sent or call.outcome is Outcome.REJECTED,
             inf if call.wants is None else call.wants.max_age,
-            self._memory.kind if self._fallback.reserve else Any,
+            self._memory.kind if self._reserve else Any,
             self._memory.where,
         )
 
@@ -581,7 +436,7 @@ class Operation(Generic[P, T]):
             self._tell_finished(call, ended)
         if ended is not LIVE:
             if call.flight is not None:  # it leads one, and leaves
-                self._leave_flight(call)
+                leave_flight(call, self.upstream)
             call.error = call.failure = call.outer = None  # as in `_fall_back`: no circles
             call.task = NOBODY
 
@@ -609,78 +464,33 @@ class Operation(Generic[P, T]):
 
     async def _without_sending(self, call: Call) -> Answer[T] | None:
         """A fresh answer from memory, or that of an identical call in flight. None: it has to be sent."""
-        only_live = call.wants is not None and call.wants.only_live
-        if self._memory.looks_first and not only_live:
-            max_age = inf if call.wants is None else call.wants.max_age
-            found = self._memory.look(call.key, call.at, max_age)
-            if found is not None:
-                value, call.age = found
-                call.source, call.outcome = Source.CACHED, Outcome.SUCCESS
-                if self._memory.is_due(call.key, call.age):
-                    self._refresh(call)
-                self.ages.record(call.age)
-                return Answer(value, Source.CACHED, call.age, None, WALL.now() - call.age)
-        flights = self._flights
-        if flights is None:
+        if self._memory.looks_first and (answer := self._from_memory(call)) is not None:
+            return answer
+        if self._flights is None:
             return None
-        key = self._flight_key(call)
-        flight = flights.of(key)
-        if flight is None:
-            call.flight = flights.begin(key, call.task)
-        elif not only_live and not flight.full and flight.task is not call.task:
-            news = await flight.follow(self.upstream.clock, call.cutoff)
-            call.at = self.upstream.clock()
-            if type(news) is Landed:
-                return await self._landed(call, news)
-            if news is TOO_LATE:
-                return await self._fall_back(call, self._too_late_in_flight(call))
-            if news is LEAD:
-                call.flight, flight.task = flight, call.task
-        return None
+        news = await join(self._flights, self._flight_key(call), call, self.upstream)
+        if news is None:
+            return None
+        if type(news) is not Landed:
+            return await self._fall_back(call, too_late_for(call, self.upstream.name, self.name))
+        if news.error is not None:
+            return await self._fall_back(call, error_for(call, news))
+        return copy_for(call, news, self._memory.where)
 
-    async def _landed(self, call: Call, flight: Landed) -> Answer[T] | None:
-        """The answer of a flight, as one of those who waited for it gets it: his own copy, or his own error.
-
-        None where there is no other copy: then he makes the call.
-        """
-        if flight.error is None:
-            try:
-                value = flight.value_for_one()
-            except Exception:
-                log.exception("%s: an answer could not be copied again", self._memory.where)
-                return None
-            call.source, call.outcome = Source.COALESCED, Outcome.SUCCESS
-            return Answer(value, Source.COALESCED)
-        error = again(flight.error)
-        call.outcome, call.not_sent = flight.outcome, flight.not_sent  # its tries are counted as the leader's
-        if flight.outcome is Outcome.REFUSED:
-            call.error = error
-        elif isinstance(error, GatewayError) and flight.outcome is not Outcome.REJECTED:
-            call.failure = error
-        return await self._fall_back(call, cast("Exception", error))
-
-    def _too_late_in_flight(self, call: Call) -> FailedTimeout:
-        took = call.at - call.asked_at
-        where = f"{self.upstream.name}.{self.name}"
-        late = FailedTimeout(f"{where}: no answer within {took:.3f} s from the identical call in flight")
-        late.upstream, late.operation, late.waited_for = self.upstream.name, self.name, "deadline"
-        late.attempts = 1  # the flight counts as one
-        call.outcome, call.failure = Outcome.FAILED, late
-        return late
-
-    def _end_flight(self, call: Call, error: Exception) -> None:
-        """What a call that leads has come to. If that is its own affair, it hands over."""
-        own = isinstance(error, DeadlineExceeded) or (error is call.failure and error.waited_for == "deadline")
-        if own or call.outcome is CANCELLED:
-            self._leave_flight(call)
-            return
-        flight, call.flight = cast("Led", call.flight), None
-        # A twin, made now: what the leader's own tiers will note on his error is nothing to the others.
-        flight.fail(Landed(error=again(error), outcome=call.outcome, not_sent=call.not_sent))
-
-    def _leave_flight(self, call: Call) -> None:
-        flight, call.flight = cast("Led", call.flight), None
-        flight.hand_over(self.upstream.clock(), self.upstream.retry.policy.min_try)
+    def _from_memory(self, call: Call) -> Answer[T] | None:
+        """An answer that is fresh enough for this caller; one that will not be much longer is asked for anew."""
+        wants, memory = call.wants, self._memory
+        if wants is not None and wants.only_live:
+            return None
+        found = memory.look(call.key, call.at, inf if wants is None else wants.max_age)
+        if found is None:
+            return None
+        value, call.age = found
+        call.source, call.outcome = Source.CACHED, Outcome.SUCCESS
+        if memory.is_due(call.key, call.age):
+            refresh(self.upstream, self.name, call, self._ask_anew)
+        self.ages.record(call.age)
+        return Answer(value, Source.CACHED, call.age, None, WALL.now() - call.age)
 
     def _flight_key(self, call: Call) -> Hashable | None:
         """What identical calls have in common."""
@@ -690,37 +500,13 @@ class Operation(Generic[P, T]):
         """The type of the answers."""
         return declared_type(function)
 
-    def _refresh(self, call: Call) -> None:
-        """Ask for the same in the background: where a place is free, the circuit lets it, and nobody does so already.
-
-        It runs in the context of who asked, since that may name him to the function, but by a deadline of its own.
-        """
-        upstream = self.upstream
-        refreshing, key = upstream.refreshing, call.key
-        if key in refreshing or len(refreshing) >= upstream.policy.refresh_limit or not upstream.bulkhead.has_room:
-            return
-        try:
-            call.breaker.check()
-        except Rejected:
-            return
-        context = copy_context()
-        context.run(put_ambient, None)
-        name = f"gateway: refresh of {upstream.name}.{self.name}"
-        task = call.task.get_loop().create_task(self._ask_anew(call, *self._anew(call)), name=name, context=context)
-
-        def over(_: object) -> None:
-            if refreshing.get(key) is task:
-                del refreshing[key]
-
-        refreshing[key] = task
-        task.add_done_callback(over)
-
     def _anew(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call, for another call."""
         return call.args, call.kwargs
 
-    async def _ask_anew(self, asked: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    async def _ask_anew(self, asked: Call) -> None:
         """One try that no caller waits for; its answer is remembered."""
+        args, kwargs = self._anew(asked)
         now = self.upstream.clock()
         until = now + self._call_for
         task = cast("Task[Any]", current_task())
@@ -737,7 +523,7 @@ class Operation(Generic[P, T]):
         except Exception as error:  # noqa: BLE001 - nobody waits for it; it is counted, and told to who listens
             self.tally.refresh_failed += 1
             if call.flight is not None:
-                self._end_flight(call, error)
+                end_flight(call, error, self.upstream)
         else:
             self._remember(call, value)
         finally:
@@ -748,11 +534,13 @@ class Operation(Generic[P, T]):
             return  # its loop was closed under it
         self._background.remove(call)
         if call.flight is not None:
-            self._leave_flight(call)
+            leave_flight(call, self.upstream)
         if self._cold.circuit_by is not None:
             breaker_of(call.breaker).in_use -= 1
         call.error = call.failure = None
         call.task = NOBODY
+
+    # -- how else it may be asked, and what it remembers
 
     def using(self, *, max_age: float | None = None, only_live: bool = False) -> Using[P, T]:
         """This operation for a caller who wants more of the answer.
@@ -783,21 +571,13 @@ class Operation(Generic[P, T]):
         return self._keys.of(args, kwargs)
 
     def _forget(self, key: Hashable) -> bool:
-        self._disown(lambda one: one == key)
+        disown((*self.calls, *self._background), self._flights, lambda one: one == key)
         known = [memory.forget(key) for memory in self._memory.all]
         return any(known)
 
     def _forget_where(self, meant: Callable[[Hashable], bool]) -> int:
-        self._disown(meant)
+        disown((*self.calls, *self._background), self._flights, meant)
         return sum(memory.forget_where(meant, self._memory.where) for memory in self._memory.all)
-
-    def _disown(self, meant: Callable[[Hashable], bool]) -> None:
-        """Calls under way whose answer is not to be remembered, and not to be waited for by those who ask now."""
-        for call in (*self.calls, *self._background):
-            if call.key is not None and meant(call.key):
-                if self._flights is not None and call.flight is not None:
-                    self._flights.end(cast("Flight", call.flight))
-                call.key = None
 
     async def warm(self, keys: Iterable[Any]) -> int:
         """Have the answers to these calls in memory, each a tuple of arguments or a single one; how many there are.
@@ -806,45 +586,9 @@ class Operation(Generic[P, T]):
         other. One that fails is left out. Raises ConfigError for an operation that does not remember; TypeError or
         KeyNeeded as the call would; GatewayClosed, WrongLoop.
         """
-        if self._memory.first is None:
-            remedy = "give it fallback=[LastGood(...)], or fresh_for="
-            raise ConfigError(f"{self._memory.where}.warm", "it remembers nothing", remedy)
-        self.upstream.enter(self.name)  # which opens the gateway, if need be: it tells the time from now on
-        todo, warmed = iter(keys), 0
-
-        async def work() -> None:
-            nonlocal warmed
-            for one in todo:
-                is_warm = await self._warm_one(one if isinstance(one, tuple) else (one,))
-                warmed += is_warm  # not in one: others add to it meanwhile
-
-        try:
-            async with TaskGroup() as group:
-                for _ in range(int(min(self.upstream.policy.refresh_limit, MOST_WARMING))):
-                    group.create_task(work())
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # arguments that are none: the first of them says enough
-        return warmed
-
-    async def _warm_one(self, args: tuple[Any, ...]) -> bool:
-        return await self._warmed(*args)
-
-    async def _warmed(self, *args: Any) -> bool:
-        """Whether the answer to a call is in memory, having asked for it if need be."""
-        key, memory = self._key_for(args, {}), cast("LastGood", self._memory.first)
-        now, kind, where = self.upstream.clock(), self._memory.kind, self._memory.where
-        question = Question(key, args, {}, LookupError(), now, inf, kind=kind, operation=where)
-        kept = memory.answer(question)
-        if isawaitable(kept):
-            kept = await kept
-        if kept is not None:
-            return True
-        try:
-            await Using(self, Wants(only_live=True)).ask(*args)  # type: ignore[call-arg]  # as many as it takes
-        except Exception:  # noqa: BLE001 - it is counted as any call; the others go on
-            return False
-        key = self._key_for(args, {})  # a reply may have told what its answers differ by
-        return memory.recall(key, self.upstream.clock()) is not None
+        only_live: Using[..., T] = Using(self, Wants(only_live=True))
+        warming = Warming(memory=self._memory, upstream=self.upstream, key_for=self._key_for, ask=only_live.ask)
+        return await warming.all(keys, self.name)
 
     @property
     def memories(self) -> tuple[LastGood, ...]:
@@ -948,17 +692,8 @@ class Operation(Generic[P, T]):
 
     def _add(self, tier: Tier) -> None:
         field = f"{self.upstream.name}.{self.name} fallback"
-        if not callable(getattr(tier, "answer", None)):
-            raise ConfigError(
-                field, f"{tier!r} is not a tier", "give Static(...), handler(...), or an object with answer()"
-            )
-        if any(isinstance(earlier, Static) for earlier in self.tiers):
-            raise ConfigError(field, "a tier after Static is never asked", "put Static last")
-        if self.idempotent is False and isinstance(tier, LastGood):
-            raise ConfigError(
-                field, "LastGood on idempotent=False", "what happened before says nothing about this call"
-            )
-        if isinstance(tier, Alternate) and reaches(tier.operation, self):
+        check_tier(field, tier, after=self.tiers, idempotent=self.idempotent)
+        if leads_to(tier, self):
             raise ConfigError(field, "its Alternates lead back to itself", "take one of them out of the circle")
         old = self._fallback
         self._memory.use((*old.tiers, tier))
@@ -1008,7 +743,7 @@ class Operation(Generic[P, T]):
     def swap_sender(self, send: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
         """Put something else between it and the world, for tests; gives what stood there."""
         before, self._cold.sender = self._cold.sender, send
-        self._send = send if self._classify is None else classified(send, self._classify)
+        self._send = self._judge.over(send)
         return before
 
     def drop_calls(self) -> None:
@@ -1034,69 +769,3 @@ class Operation(Generic[P, T]):
 
     def __repr__(self) -> str:
         return f"<Operation {self.upstream.name}.{self.name}>"
-
-
-JUDGEMENTS = frozenset({Outcome.REFUSED, Outcome.FAILED, Outcome.UNKNOWN})
-
-
-def judgement(said: Outcome | str | None) -> Outcome | None:
-    """What a classifier said, as an Outcome; ValueError for what is none."""
-    return None if said is None else Outcome(said)
-
-
-def classified(
-    send: Callable[..., Awaitable[T]], classify: Callable[[Any], Outcome | None]
-) -> Callable[..., Awaitable[T]]:
-    """A sender whose values are judged, too."""
-
-    async def send_and_judge(*args: Any, **kwargs: Any) -> T:
-        value = await send(*args, **kwargs)
-        outcome = judgement(classify(value))
-        if outcome in JUDGEMENTS:
-            raise Judged(value, outcome)
-        return value
-
-    return send_and_judge
-
-
-def namer_of_circuits(where: str, own: OfOperation | None, circuit_by: CircuitBy | None) -> Namer | None:
-    """What names the circuit of a call: `own`, if the operation has one; None where there is the upstream's only."""
-    if own is not None:
-        return lambda args, kwargs: own  # noqa: ARG005 - whatever the call
-    return None if circuit_by is None else namer(where, cast("Callable[..., Hashable] | ContextVar[Any]", circuit_by))
-
-
-def declared_type(function: Callable[..., Any]) -> Any:
-    """The type that a function says it returns; Any where it does not, or where that cannot be found out."""
-    try:
-        return get_type_hints(function).get("return", Any)
-    except Exception:  # noqa: BLE001 - an annotation may be anything
-        return Any
-
-
-def too_late() -> DeadlineExceeded:
-    """The error for a call whose time is over before it is sent."""
-    late = DeadlineExceeded("the deadline passed before anything was sent")
-    late.waited_for = "deadline"
-    return late
-
-
-def of_the_deadline(error: BaseException) -> bool:
-    """Whether a call that the function made had no time left."""
-    return isinstance(error, DeadlineExceeded) or (isinstance(error, GatewayError) and error.waited_for == "deadline")
-
-
-def ended_from_above(call: Call, error: BaseException) -> bool:
-    """Whether the call that this one is made in ran out of time: to the upstream the same as its own deadline."""
-    above = call.outer
-    return isinstance(above, Timer) and above.first and isinstance(error, (CancelledError, Exception))
-
-
-def reaches(operation: object, target: object) -> bool:
-    """Whether Alternates lead from one operation to another."""
-    while isinstance(operation, BoundOperation | Using):
-        operation = operation.operation
-    if operation is target:
-        return True
-    tiers: tuple[Tier, ...] = getattr(operation, "tiers", ())
-    return any(reaches(tier.operation, target) for tier in tiers if isinstance(tier, Alternate))

@@ -110,6 +110,8 @@ def retry_after_of(error: BaseException) -> float | None:
     Below 0 means never, which is inf here, as in gRPC's pushback (proposal A6).
     """
     seconds = getattr(error, "retry_after", None)
+    if seconds is None:
+        return None
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds != seconds:  # noqa: PLR0124 - nan
         return None
     try:
@@ -123,13 +125,13 @@ def reason_of(error: BaseException) -> Reason | None:
     if isinstance(error, ConnectionRefusedError):
         return "unreachable"
     said = getattr(error, "reason", None)
-    return next((reason for reason in REASONS if reason == said), None)
+    return None if said is None else next((reason for reason in REASONS if reason == said), None)
 
 
 def waited_for_of(error: BaseException) -> WaitedFor | None:
     """What an error of a sender says was waited for too long; that of another upstream is its own affair."""
     said = None if isinstance(error, GatewayError) else getattr(error, "waited_for", None)
-    return next((wait for wait in WAITS if wait == said), None)
+    return None if said is None else next((wait for wait in WAITS if wait == said), None)
 
 
 class Refused(Exception):

@@ -19,8 +19,9 @@ from typing import Any, Literal, NamedTuple, NoReturn, Self, cast
 from fallbacks.answer import Tier
 from gateway.call import Call
 from gateway.context import AMBIENT, Clock, Deadline
+from gateway.host import Host
 from gateway.lane import Timer
-from gateway.operation import Host, Operation
+from gateway.operation import Operation
 from gateway.outcome import ConfigError, Failed
 from gateway.policy import Policy, TimeoutPolicy, given
 from gateway.terms import Terms, are_types

@@ -6,9 +6,13 @@ from collections.abc import Callable, Hashable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from fallbacks.answer import Tier
+from fallbacks.last_good import LastGood
+from fallbacks.tiers import Static
+from gateway.arguments import Namer, namer
+from gateway.circuits import OfOperation
 from gateway.outcome import ConfigError, Outcome
 from gateway.policy import TimeoutPolicy
 
@@ -78,6 +82,24 @@ def check_terms(field: str, said: Terms) -> None:
                 problem = f"{name}={getattr(said, name)!r} on idempotent=False"
                 remedy = "each call of it does something of its own: take it out, or say idempotent=True"
                 raise ConfigError(f"{field} {name}", problem, remedy)
+
+
+def check_tier(field: str, tier: object, *, after: Sequence[Tier], idempotent: bool | None) -> None:
+    """A ConfigError for a fallback that is none, or that cannot stand after these."""
+    if not callable(getattr(tier, "answer", None)):
+        remedy = "give Static(...), handler(...), or an object with answer()"
+        raise ConfigError(field, f"{tier!r} is not a tier", remedy)
+    if any(isinstance(earlier, Static) for earlier in after):
+        raise ConfigError(field, "a tier after Static is never asked", "put Static last")
+    if idempotent is False and isinstance(tier, LastGood):
+        raise ConfigError(field, "LastGood on idempotent=False", "what happened before says nothing about this call")
+
+
+def circuit_namer(where: str, own: OfOperation | None, circuit_by: CircuitBy | None) -> Namer | None:
+    """What names the circuit of a call: `own`, if the operation has one; None where there is the upstream's only."""
+    if own is not None:
+        return lambda args, kwargs: own  # noqa: ARG005 - whatever the call
+    return None if circuit_by is None else namer(where, cast("Callable[..., Hashable] | ContextVar[Any]", circuit_by))
 
 
 def are_types(refused: object) -> bool:

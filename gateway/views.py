@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
-from fallbacks.answer import Answer
+from fallbacks.answer import Answer, Tier
+from fallbacks.tiers import Alternate
 from gateway.call import Call, Wants
+from gateway.host import Host
 from gateway.outcome import ConfigError
 from gateway.policy import TimeoutPolicy
 
 if TYPE_CHECKING:
-    from gateway.operation import Host, Operation
+    from gateway.operation import Operation
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -123,3 +125,14 @@ class BoundOperation(Generic[P, T]):
     def timeout(self) -> TimeoutPolicy:
         """The limits on time that hold for it."""
         return self._operation.timeout
+
+
+def leads_to(tier: object, target: object) -> bool:
+    """Whether a tier is an Alternate from which Alternates lead to an operation."""
+    if not isinstance(tier, Alternate):
+        return False
+    operation: object = tier.operation
+    while isinstance(operation, BoundOperation | Using):
+        operation = operation.operation
+    tiers: tuple[Tier, ...] = getattr(operation, "tiers", ())
+    return operation is target or any(leads_to(further, target) for further in tiers)

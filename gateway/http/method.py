@@ -94,9 +94,6 @@ class Method(RoutedOperation[..., HttpReply]):
         meant = self.names.below(path)
         return self.upstream.gateway.on_its_loop(partial(self._forget_where, meant))
 
-    async def _warm_one(self, args: tuple[Any, ...]) -> bool:
-        return await self._warmed(request_of(self.method, args[0]))
-
     @overload
     def __call__(
         self,

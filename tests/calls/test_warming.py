@@ -11,8 +11,8 @@ import pytest
 
 from fallbacks.behind import name_of
 from gateway import ConfigError, Gateway, GatewayClosed, KeyNeeded, LastGood, Source
-from gateway.operation import MOST_WARMING
 from gateway.registry import WARM_START_FOR
+from gateway.remembering import MOST_WARMING
 from tests.calls.remembered import World, facts
 from tests.stores import Store
 from tests.support import QUIET, Boom, ended, gone, now
