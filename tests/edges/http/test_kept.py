@@ -666,6 +666,7 @@ async def visited(one: Api, folder: Path, headers: dict[str, str] = ADA) -> list
     """What a program of three operations gets, that ends thereafter."""
     async with Gateway() as gate:
         up = http(gate, one)
+        up.tune(fallback_timeout=1.0)  # a file may be slow where other tests write theirs
         up.get.fallback(LastGood(store=SQLiteStore(folder / "answers.sqlite")))
 
         @up.get("/reply", into=HttpReply, headers=headers, fallback=list(up.get.tiers))
