@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+WORKERS ?= auto
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install --constraint constraints.txt
@@ -32,7 +33,7 @@ demo: $(RUN)  ## Run the movie catalog (ARGS="..." goes to `gateway demo`); Ctrl
 	@exec $(BIN)/gateway demo $(ARGS)
 
 test: $(DEV)  ## Run the tests (ARGS="..." goes to pytest)
-	@$(PYTEST) -n auto --dist worksteal -m "not alone" $(ARGS) || [ $$? -eq $(NONE) ]
+	@$(PYTEST) -n $(WORKERS) --dist worksteal -m "not alone" $(ARGS) || [ $$? -eq $(NONE) ]
 	@$(PYTEST) -m alone $(ARGS) || [ $$? -eq $(NONE) ]
 
 check: $(DEV)  ## Lint, format, types, architecture

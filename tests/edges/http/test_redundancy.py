@@ -34,7 +34,7 @@ from tests.edges.http.instances import Instance, instances, urls
 from tests.edges.http.misbehaving import reply
 from tests.support import NEVER_OPENS, ONE_TRY, counted, ended
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.alone]
 LONG = 60.0
 """A pause that no test would sit out."""
 PATIENT = Policy(retry=RetryPolicy(wait=lambda _: LONG), breaker=NEVER_OPENS)
