@@ -40,6 +40,7 @@ class Memory:
         "_implied",
         "_keepers",
         "_kind",
+        "_kind_of",
         "_said",
         "_size_of",
         "fresh_for",
@@ -55,7 +56,8 @@ class Memory:
         self.worth = said.remember or worth
         self._said = said.remember is not None
         self._size_of = said.size_of
-        self._kind = kind
+        self._kind_of = kind
+        self._kind: Any = Any  # until it is found out: that reads annotations, and is too dear for every question
         self._implied: LastGood | None = None  # of an operation that is fresh for a while, and has no LastGood
         if self.fresh_for or self.in_background:
             self._implied = LastGood(max_age=max(self.fresh_for, 3600.0) if self.in_background else self.fresh_for)
@@ -105,7 +107,9 @@ class Memory:
     @property
     def kind(self) -> Any:
         """The type of the answers, as declared; Any where nobody says."""
-        return self._kind()
+        if self._kind is Any:
+            self._kind = self._kind_of()
+        return self._kind
 
     def keep(self, key: Hashable, value: Any, at: float) -> None:
         """Remember a live value, if it is worth it. What goes wrong here is not the caller's: the answer is good."""
@@ -126,7 +130,7 @@ class Memory:
         if self._first is None or key is None:
             return None
         limit = max_age if self.in_background else min(self.fresh_for, max_age)
-        kind = self._kind() if self._first.behind is not None else Any
+        kind = self.kind if self._first.behind is not None else Any
         return self._first.recall(key, now, limit, kind=kind, operation=self.where)
 
     def is_due(self, key: Hashable, age: float) -> bool:
