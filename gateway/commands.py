@@ -303,13 +303,22 @@ def spelled(value: Any) -> str:
     return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
 
 
+def do(admin: str, why: str, upstream: str, deed: str, **body: Any) -> Any:
+    """Do something to an upstream; what the server says of it."""
+    server = Server(url=admin, why=why)
+    said = {name: value for name, value in body.items() if value is not None}
+    done = server.ask("POST", server.of(upstream, deed), body=said).content
+    if done.get("recorded") is False:
+        click.echo("warning: it is done, but the audit could not be written", err=True)
+    return done
+
+
 @click.command()
 @upstream
 @changing
 def fold(upstream: str, why: str, admin: str) -> None:
     """Write what is tuned into the policy file, in its place: it is no drift any more."""
-    server = Server(url=admin, why=why)
-    done = server.ask("POST", server.of(upstream, "tuned/fold"), body={}).content
+    done = do(admin, why, upstream, "tuned/fold")
     for knob, (old, new) in done["folded"].items():
         say(f"{upstream}: {knob} {spelled(old)} -> {spelled(new)} in {done['file']}")
     if not done["folded"]:
@@ -321,8 +330,7 @@ def fold(upstream: str, why: str, admin: str) -> None:
 @changing
 def drop(upstream: str, why: str, admin: str) -> None:
     """Take back what is tuned: what the policy file or the code says holds again."""
-    server = Server(url=admin, why=why)
-    done = server.ask("POST", server.of(upstream, "tuned/drop"), body={}).content
+    done = do(admin, why, upstream, "tuned/drop")
     for knob, (told, tuned) in done["dropped"].items():
         say(f"{upstream}: {knob} {spelled(tuned)} -> {spelled(told)}")
     if not done["dropped"]:
@@ -330,16 +338,6 @@ def drop(upstream: str, why: str, admin: str) -> None:
 
 
 # -- by hand
-
-
-def do(admin: str, why: str, upstream: str, deed: str, **body: Any) -> Any:
-    """Do something to an upstream; what the server says of it."""
-    server = Server(url=admin, why=why)
-    said = {name: value for name, value in body.items() if value is not None}
-    done = server.ask("POST", server.of(upstream, deed), body=said).content
-    if done.get("recorded") is False:
-        click.echo("warning: it is done, but the audit could not be written", err=True)
-    return done
 
 
 @click.command()
