@@ -38,6 +38,11 @@ class Reply:
         return json.loads(self.body)
 
     @property
+    def problem(self) -> str:
+        """What the admin server says is wrong."""
+        return self.json["errors"][0]["problem"]
+
+    @property
     def source(self) -> str:
         """The header, without ages."""
         return re.sub(r";age=\d+\.\d", "", self.headers["x-answer-source"])
