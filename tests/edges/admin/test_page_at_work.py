@@ -229,10 +229,10 @@ async def test_a_token_is_asked_for_and_stays_in_its_tab(browser) -> None:
     tokens = {"token": "w" * 20, "read_token": "r" * 20}
     async with looking(browser, world, live="locked", **tokens) as (tab, _):
         for secret in ("wrong", tokens["read_token"]):
-            await tab.until("document.querySelector('dialog [type=password]')")
-            await tab.run("document.querySelector('dialog [type=password]').focus()")
+            await tab.until("document.querySelector('dialog[open] [type=password]')")
+            await tab.run("document.querySelector('dialog[open] [type=password]').focus()")
             await tab.call("Input.insertText", text=secret)
-            await tab.press("dialog .well")
+            await tab.press("dialog[open] .well")
         await tab.until("document.querySelector('.row')")
         await tab.press(".open")
         await tab.until(f"document.querySelector('{DEED.format('isolate')}:enabled')")
