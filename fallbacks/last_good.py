@@ -135,10 +135,13 @@ class LastGood:
     def remember(self, key: Hashable, value: Any, now: float) -> None:
         """Keep a live value; memory at once, the store behind. A call without a key is nobody's: it is not kept."""
         of = type(value)
-        if (of is str and value.isascii()) or of is bytes:  # the commonest, and this is on every call's way
-            self._put(key, value, now, len(value), True, Any)
-        else:
+        if not ((of is str and value.isascii()) or of is bytes):
             self.remember_as(key, value, now, size_of, Any)
+        elif (entry := self._entries.get(key)) is not None and entry.size == len(value) and self._behind is None:
+            entry.value, entry.at, entry.shared = value, now, True  # as `_put` would: this is on every call's way
+            self._entries.move_to_end(key)
+        else:
+            self._put(key, value, now, len(value), True, Any)
 
     def remember_as(self, key: Hashable, value: Any, now: float, size_of: Callable[[Any], int], kind: Any) -> None:
         """The same; `size_of` tells its bytes, `kind` the declared type that it is made when it comes from a store."""

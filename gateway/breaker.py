@@ -129,8 +129,11 @@ class CircuitBreaker:
 
     __slots__ = (
         "_held_until", "_on_change", "_policy", "_random", "_state", "_wishes", "clock", "in_use", "slow_after",
-        "slow_beyond",
+        "slow_beyond", "unguarded",
     )  # fmt: skip
+
+    unguarded: Closed | None
+    """The state it is in, if that is closed and nothing stands in front: the leave of everybody. Else None: `enter`."""
 
     def __init__(
         self,
@@ -147,7 +150,8 @@ class CircuitBreaker:
         self.in_use = 0  # calls that hold it, queued or in a pause too: counted by who keeps circuits by key
         self._held_until = -inf
         self._wishes = Wishes()
-        self._state: State = self._closed_anew(clock())
+        self._state: State
+        self._take(self._closed_anew(clock()))
 
     @property
     def policy(self) -> BreakerPolicy:
@@ -206,7 +210,7 @@ class CircuitBreaker:
 
     def check(self, caller: Hashable = None) -> None:
         """Raise the CircuitOpen that `admit` would raise, and spend nothing: for those who are about to queue."""
-        if type(self._state) is not Closed:
+        if self.unguarded is None:
             now = self.clock()
             state = self._at(now)
             if self._refuses(state) and self._shut(state, now, caller):
@@ -219,15 +223,15 @@ class CircuitBreaker:
 
     def enter(self, now: float, caller: Hashable = None) -> State:
         """Leave to try, or CircuitOpen. The leave is the state that gives it: hand it back to `leave`."""
-        state = self._state
-        return state if type(state) is Closed else self._enter_slowly(now, caller)
+        return self.unguarded or self._enter_slowly(now, caller)
 
     def leave(self, state: State, now: float, failed: bool | None, slow: bool, caller: Hashable = None) -> None:  # noqa: FBT001 - the hot path
         """How it went (None: evidence of nothing). Counts only if the circuit is still in that state."""
-        if type(state) is not Closed or state is not self._state:
+        closed = self.unguarded
+        if state is not closed:
             self._leave_slowly(state, now, failed, slow, caller)
         elif failed is not None:
-            window = state.window
+            window = closed.window
             window.record(now, failed, slow)
             if window.bad:
                 self._decide(state, now)
@@ -255,7 +259,7 @@ class CircuitBreaker:
         if type(state) is Open:
             state.until = max(state.until, until)
         elif type(state) is Closed:
-            self._state = Guarded(state)
+            self._take(Guarded(state))
         elif type(state) is Guarded and state.ramp is not None:
             state.ramp.pause(until - max(now, before))
 
@@ -282,7 +286,7 @@ class CircuitBreaker:
         self.clock = clock
         self._release()
         if type(self._state) is not Isolated:
-            self._state = self._closed_anew(clock())
+            self._take(self._closed_anew(clock()))
 
     def refusal(self) -> CircuitOpen:
         """The error for a caller who is not admitted now; counts it."""
@@ -336,7 +340,7 @@ class CircuitBreaker:
         if state.ramp is not None and state.ramp.is_over(now, policy.ramp_for):
             state.ramp = None
         if state.ramp is None and policy.min_callers == 1 and not self._held(now):
-            self._state = state.closed
+            self._take(state.closed)
 
     def _ends_at(self) -> float:
         """When the state ends by itself; inf if it does not."""
@@ -369,7 +373,7 @@ class CircuitBreaker:
         else:
             return
         later.rejected = state.rejected
-        self._state = later
+        self._take(later)
 
     def _ends_well(self, state: HalfOpen) -> bool | None:
         """How half-open ends that was not decided; None if nothing that happened in it counts."""
@@ -526,8 +530,14 @@ class CircuitBreaker:
         ends_at, left_out = now + policy.max_half_open, int(policy.min_callers) - 1
         return self._become(HalfOpen(int(policy.probes), ends_at, state.in_a_row, left_out), now)
 
+    def _take(self, state: State) -> None:
+        """Be in this state. No other line says which it is."""
+        self._state = state
+        self.unguarded = state if type(state) is Closed else None
+
     def _become(self, state: S, at: float) -> S:
-        before, self._state = self._state, state
+        before = self._state
+        self._take(state)
         if self._on_change is not None and before.name != state.name:
             self._on_change(before.name, state.name, at)
         return state

@@ -78,10 +78,11 @@ class Bulkhead:
 
     def acquire_nowait(self) -> bool:
         """Take a place if one is free."""
-        if self.in_use < self._limit:
-            if self.in_use == self.peak:
-                self.peak += 1
-            self.in_use += 1
+        in_use = self.in_use
+        if in_use < self._limit:
+            self.in_use = in_use = in_use + 1
+            if in_use > self.peak:
+                self.peak = in_use
             return True
         return False
 
@@ -122,10 +123,11 @@ class Bulkhead:
 
     def release(self) -> None:
         """Give a place back; it goes to the first who still waits."""
-        if self.in_use <= 0:
+        in_use = self.in_use
+        if in_use <= 0:
             msg = "release() without a place taken"
             raise RuntimeError(msg)
-        self.in_use -= 1
+        self.in_use = in_use - 1
         if self._waiters:
             self._grant()
 

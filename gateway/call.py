@@ -30,6 +30,11 @@ class Circuit(Protocol):
     """A circuit as a call sees it: a `CircuitBreaker`, or one that is told who asks."""
 
     @property
+    def unguarded(self) -> Any:
+        """The leave of everybody, where nobody need ask for it; else None."""
+        ...
+
+    @property
     def slow_beyond(self) -> float:
         """A try that takes longer, in seconds, is slow."""
         ...

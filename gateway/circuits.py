@@ -16,7 +16,7 @@ from functools import partial
 from itertools import chain
 from math import inf
 from random import random as uniform
-from typing import cast
+from typing import ClassVar, cast
 
 from gateway.arguments import canonical
 from gateway.breaker import BreakerSnapshot, CircuitBreaker, State, StateName
@@ -271,6 +271,9 @@ class Asked:
         self.breaker = breaker
         self.caller = caller
         self.counts = counts
+
+    unguarded: ClassVar[None] = None
+    """Who knows its caller is asked each time."""
 
     @property
     def slow_beyond(self) -> float:

@@ -18,6 +18,7 @@ from fallbacks.answer import Tier
 from fallbacks.envelope import check_kind
 from fallbacks.last_good import LastGood
 from fallbacks.sizes import size_of
+from gateway.call import Call
 from gateway.outcome import ConfigError
 from gateway.terms import Terms
 
@@ -29,6 +30,8 @@ written together do not grow stale together. After Vattani and others, "Optimal 
 Prevention"; here the moment follows from the key, so that it is the same for all who look."""
 BUCKETS = 1024
 CONTAINERS = frozenset({str, bytes, list, tuple, dict, set, frozenset})
+"""Worth remembering if they are not empty: of these `worth_remembering` need not be asked."""
+NOTHING: frozenset[type] = frozenset()
 
 
 class Memory:
@@ -43,6 +46,7 @@ class Memory:
         "_kind_of",
         "_said",
         "_size_of",
+        "_told_by_size",
         "fresh_for",
         "in_background",
         "where",
@@ -54,6 +58,7 @@ class Memory:
         self.fresh_for = float(said.fresh_for)
         self.in_background = said.revalidate == "background"
         self.worth = said.remember or worth
+        self._told_by_size = CONTAINERS if self.worth is worth_remembering else NOTHING
         self._said = said.remember is not None
         self._size_of = said.size_of
         self._kind_of = kind
@@ -111,10 +116,13 @@ class Memory:
             self._kind = self._kind_of()
         return self._kind
 
-    def keep(self, key: Hashable, value: Any, at: float) -> None:
+    def keep(self, call: Call, value: Any) -> None:
         """Remember a live value, if it is worth it. What goes wrong here is not the caller's: the answer is good."""
+        key, at = call.key, call.at
+        if key is None:
+            return  # it was forgotten while it was under way
         try:
-            if not self.worth(value):
+            if not (value if type(value) in self._told_by_size else self.worth(value)):
                 return
         except Exception:
             log.exception("%s: remember= raised, so the answer is not remembered", self.where)

@@ -1,4 +1,4 @@
-"""The life of a call. Read `ask` and `_attempt`: they are the whole of it, in order.
+"""The life of a call. Read `_ask` and `_attempt`: they are the whole of it, in order.
 
 Everything else here serves one of their lines. What a line does is in the part it names; what it costs is paid at
 registration, at a transition, on failure, or when somebody asks, wherever that is possible.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from asyncio import Task, current_task, sleep
-from collections.abc import Awaitable, Callable, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial, update_wrapper
 from math import inf
@@ -31,6 +31,7 @@ from gateway.events import AttemptFailed, CallFinished
 from gateway.host import Host
 from gateway.judging import CANCELLED, Judge, Judged, ended_from_above, failure_of, of_the_deadline, too_late
 from gateway.lane import Lane, Timer
+from gateway.marks import gives_coroutine
 from gateway.memory import Memory, declared_type, worth_remembering
 from gateway.outcome import BulkheadFull, ConfigError, GatewayClosed, GatewayError, Outcome, Refused, Rejected
 from gateway.policy import Policy, TimeoutPolicy
@@ -134,7 +135,8 @@ class Operation(Generic[P, T]):
         self._flights = Flights() if said.coalesce else None
         # Where nothing is remembered, it is enough that the arguments fit.
         self._key_of: Callable[[tuple[Any, ...], dict[str, Any]], Hashable | None] = arguments.check
-        self._remembers = self._spares = False
+        self._remember: Callable[[Call, T], object] | None  # None: nobody wants to know of answers
+        self._spares = False
         self._take_memory()
         self.use(policy, self.check(policy))
         for tier in said.fallback:
@@ -144,7 +146,7 @@ class Operation(Generic[P, T]):
 
     __slots__ = (  # what calls look at is found faster in a slot than among many attributes
         *("__dict__", "__weakref__", "_call_for", "_circuit_of", "_cold", "_evidence_after", "_fallback", "_flights"),
-        *("_judge", "_key_of", "_keys", "_lane", "_memory", "_remembers", "_reserve", "_send", "_spares", "_timeout"),
+        *("_judge", "_key_of", "_keys", "_lane", "_memory", "_remember", "_reserve", "_send", "_spares", "_timeout"),
         *("ages", "calls", "idempotent", "latency", "name", "tally", "upstream"),
     )
 
@@ -155,27 +157,37 @@ class Operation(Generic[P, T]):
 
     # -- the life of a call
 
-    async def ask(self, *args: P.args, **kwargs: P.kwargs) -> Answer[T]:
+    @gives_coroutine
+    def ask(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Answer[T]]:
         """The best answer there is: live, else the fallbacks' in order, else an error that says what may be done."""
+        return self._ask(args, kwargs, True)
+
+    @gives_coroutine
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+        """The bare value of `ask`."""
+        return self._ask(args, kwargs, False)
+
+    async def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any], whole: bool) -> Any:  # noqa: FBT001 - the hot path
+        """The answer, the `whole` of it, or its bare value."""
         call = self._begin(args, kwargs)
         ended: str = CANCELLED  # unless it ends in one of the other ways
         try:
             if call.cancelling:
                 await sleep(0)  # a cancel that is pending ends the call before anything is sent
             if self._spares and (answer := await self._without_sending(call)) is not None:
-                return answer
+                return as_asked(answer, whole)
             while True:
                 try:
                     value = await self._attempt(call)
                 except Exception as error:  # noqa: BLE001 - how any error is sorted, `_failed` has decided
                     pause = self._pause(call, error)
                     if pause is None:
-                        return await self._fall_back(call, error)
+                        return as_asked(await self._fall_back(call, error), whole)
                 else:
-                    if self._remembers:
+                    if self._remember is not None:
                         self._remember(call, value)
                     ended = LIVE
-                    return Answer(value)
+                    return Answer(value) if whole else value
                 await self._rest(call, pause)
         except Exception:
             ended = call.outcome
@@ -194,7 +206,8 @@ class Operation(Generic[P, T]):
             sent_at = call.at
             if sent_at >= call.cutoff:  # a function that never suspends would be sent all the same
                 raise too_late()
-            circuit = breaker.enter(sent_at, None)  # after the queue: no probe is spent on a caller who still waits
+            # After the queue: no probe is spent on a caller who still waits.
+            circuit = breaker.unguarded or breaker.enter(sent_at)
             timer = self._lane.start(call)
             outside = put_ambient(timer)  # what the function calls in turn inherits this limit
             try:
@@ -413,10 +426,9 @@ class Operation(Generic[P, T]):
         except TypeError:
             return None
 
-    def _remember(self, call: Call, value: T) -> None:
+    def _remember_and_share(self, call: Call, value: T) -> None:
         """Keep a live answer, and give it to those who wait for the same."""
-        if call.key is not None:  # else it was forgotten while it was under way
-            self._memory.keep(call.key, value, call.at)
+        self._memory.keep(call, value)
         if call.flight is not None:
             flight, call.flight = call.flight, None
             flight.land(value)
@@ -525,7 +537,7 @@ class Operation(Generic[P, T]):
             if call.flight is not None:
                 end_flight(call, error, self.upstream)
         else:
-            self._remember(call, value)
+            self._remember_and_share(call, value)
         finally:
             self._finish_in_background(call)
 
@@ -597,10 +609,16 @@ class Operation(Generic[P, T]):
 
     def _take_memory(self) -> None:
         """Go by what it remembers, and shares, from now on."""
-        self._remembers = bool(self._memory) or self._flights is not None
-        self._spares = self._memory.looks_first or self._flights is not None
-        if self._remembers:
+        shares = self._flights is not None
+        self._spares = self._memory.looks_first or shares
+        self._remember = None
+        if self._memory or shares:
+            self._remember = self._way_to_remember()
             self._key_of = self._keys.of
+
+    def _way_to_remember(self) -> Callable[[Call, T], object]:
+        """What is done with a live answer."""
+        return self._memory.keep if self._flights is None else self._remember_and_share
 
     def _own_circuit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Circuit:
         """The circuit of a call: that of its key, as its caller sees it. It is held until the call is over."""
@@ -616,11 +634,7 @@ class Operation(Generic[P, T]):
     def _scope(self, at: float) -> Deadline:
         return Deadline(at, self.upstream.clock, self.upstream.gateway)
 
-    # -- the two spellings, and methods
-
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """The bare value of `ask`."""
-        return (await self.ask(*args, **kwargs)).value
+    # -- for threads, and as a method
 
     def call_blocking(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """The bare value, in a thread that waits for it; deadline and cancellation are those of any call.
@@ -769,3 +783,8 @@ class Operation(Generic[P, T]):
 
     def __repr__(self) -> str:
         return f"<Operation {self.upstream.name}.{self.name}>"
+
+
+def as_asked(answer: Answer[Any], whole: bool) -> Any:  # noqa: FBT001 - private
+    """The answer, or its value: a name for it in `_ask` would lead the error, by its traceback, back to itself."""
+    return answer if whole else answer.value

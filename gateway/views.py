@@ -9,6 +9,7 @@ from fallbacks.answer import Answer, Tier
 from fallbacks.tiers import Alternate
 from gateway.call import Call, Wants
 from gateway.host import Host
+from gateway.marks import gives_coroutine
 from gateway.outcome import ConfigError
 from gateway.policy import TimeoutPolicy
 
@@ -33,6 +34,7 @@ class Using(Generic[P, T]):
         """The bare value of `ask`."""
         return (await self.ask(*args, **kwargs)).value
 
+    @gives_coroutine
     def ask(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Answer[T]]:
         """The answer, as `Operation.ask`: the life of a call that begins here."""
         ask = type(self._operation).ask
@@ -51,6 +53,10 @@ class Using(Generic[P, T]):
     def operation(self) -> Operation[P, T]:
         """The operation itself."""
         return self._operation
+
+    def _ask(self, args: tuple[Any, ...], kwargs: dict[str, Any], whole: bool) -> Coroutine[Any, Any, Any]:  # noqa: FBT001 - as the operation's
+        """The life of a call, that begins here."""
+        return type(self._operation)._ask(cast("Operation[P, T]", self), args, kwargs, whole)  # noqa: SLF001 - the two are one thing
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         call = self._operation._begin(args, kwargs)  # noqa: SLF001 - the two are one thing
@@ -81,10 +87,12 @@ class BoundOperation(Generic[P, T]):
         self._operation = operation
         self._instance = instance
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    @gives_coroutine
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
         """The bare value of `ask`."""
-        return (await self._operation.ask(self._instance, *args, **kwargs)).value
+        return self._operation(self._instance, *args, **kwargs)
 
+    @gives_coroutine
     def ask(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Answer[T]]:
         """The answer, as `Operation.ask`."""
         return self._operation.ask(self._instance, *args, **kwargs)

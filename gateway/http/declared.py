@@ -120,10 +120,10 @@ class DeclaredOperation(RoutedOperation[..., T]):
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         trip = Trip(self._form.request(args, kwargs), args, kwargs)
-        key = self._key_for(args, kwargs) if self._remembers else None
+        key = self._key_for(args, kwargs) if self._remember is not None else None
         call = Operation._begin(self, args, kwargs)  # noqa: SLF001 - with its own trip
         call.args, call.kwargs = (trip,), {}
-        if self._remembers:
+        if self._remember is not None:
             call.key = key
         return call
 

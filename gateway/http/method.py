@@ -70,7 +70,7 @@ class Method(RoutedOperation[..., HttpReply]):
     def _take_memory(self) -> None:
         self.names = Names(f"{self.upstream.name!r}.{self.name!r}", self.upstream.http)
         super()._take_memory()
-        if self._remembers:
+        if self._remember is not None:
             self._key_of = lambda args, _: self.names.key(args[0])
 
     def _key_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from fallbacks.answer import Question
@@ -44,14 +44,17 @@ class RoutedOperation(Operation[P, T]):
     def _flight_key(self, call: Call) -> Hashable:
         return self.names.flight_key(self.request_of(call), cast("Key | None", call.key))
 
-    def _remember(self, call: Call, value: Any) -> None:
+    def _way_to_remember(self) -> Callable[[Call, T], object]:
+        return self._remember_and_share
+
+    def _remember_and_share(self, call: Call, value: Any) -> None:
         key, request, reply = cast("Key | None", call.key), self.request_of(call), self._reply_of(call, value)
         if call.flight is not None and not self.names.is_shareable(request, reply, key):
             call.flight.part()
             call.flight = None
         if key is not None:
             call.key = self.names.kept_under(request, reply, key, asked_for=self._memory.asked_for)
-        super()._remember(call, value)
+        super()._remember_and_share(call, value)
 
     @staticmethod
     def _reply_of(call: Call, value: Any) -> HttpReply:

@@ -281,7 +281,7 @@ def test_each_caller_gets_an_exception_of_its_own_with_the_way_it_came(gate: Gat
     assert errors[0].value is not errors[1].value
     assert len(errors[0].traceback) == len(errors[1].traceback)
     assert names[0] == test_each_caller_gets_an_exception_of_its_own_with_the_way_it_came.__name__
-    assert "ask" in names
+    assert "_ask" in names
     assert isinstance(errors[0].value.__cause__, Boom)
 
 

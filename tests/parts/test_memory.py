@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, NamedTuple, cast
 
 import pytest
 from aiocache import SimpleMemoryCache
 
 from fallbacks import LastGood, Static
 from gateway import ConfigError
+from gateway.call import Call
 from gateway.memory import EARLY_SHARE, Memory, worth_remembering
 from gateway.terms import Terms
 from tests.support import Boom, steady
+
+
+class Answered(NamedTuple):
+    """What memory looks at of a call."""
+
+    key: Hashable
+    at: float
+
+
+def keep(memory: Memory, key: Hashable, value: Any, at: float) -> None:
+    memory.keep(cast("Call", Answered(key, at)), value)
 
 
 def made(*tiers: Any, kind: Any = Any, **said: Any) -> Memory:
@@ -34,7 +47,7 @@ def test_without_a_last_good_and_with_no_freshness_nothing_is_kept() -> None:
 def test_what_is_fresh_for_a_while_is_kept_for_that_while() -> None:
     memory = made(fresh_for=5.0)
 
-    memory.keep("k", "v", 0.0)
+    keep(memory, "k", "v", 0.0)
 
     assert memory.look("k", 5.0) == ("v", 5.0)
     assert memory.look("k", 5.1) is None
@@ -45,7 +58,7 @@ def test_what_is_fresh_for_a_while_is_kept_for_that_while() -> None:
 
 def test_what_is_asked_for_anew_in_the_background_is_kept_for_an_hour() -> None:
     memory = made(fresh_for=5.0, revalidate="background")
-    memory.keep("k", "v", 0.0)
+    keep(memory, "k", "v", 0.0)
 
     assert memory.look("k", 3600.0) == ("v", 3600.0)
     assert memory.look("k", 3601.0) is None
@@ -55,7 +68,7 @@ def test_fresh_answers_come_from_the_first_last_good_and_all_are_told() -> None:
     first, second = LastGood(), LastGood()
     memory = made(first, Static("s"), second, fresh_for=5.0)
 
-    memory.keep("k", "v", 0.0)
+    keep(memory, "k", "v", 0.0)
 
     assert memory.first is first
     assert memory.all == (first, second)
@@ -67,7 +80,7 @@ def test_a_last_good_that_comes_later_takes_the_place_of_the_one_that_was_implie
     mine = LastGood()
 
     memory.use((mine,))
-    memory.keep("k", "v", 0.0)
+    keep(memory, "k", "v", 0.0)
 
     assert memory.all == (mine,)
     assert len(mine) == 1
@@ -82,7 +95,7 @@ def test_a_tier_of_ones_own_that_remembers_is_told() -> None:
         def remember(self, key: object, value: object, now: float) -> None:
             told.append((key, value, now))
 
-    made(Mine()).keep("k", "v", 7.0)
+    keep(made(Mine()), "k", "v", 7.0)
 
     assert told == [("k", "v", 7.0)]
 
@@ -118,9 +131,9 @@ def test_what_is_not_empty_is_worth_it(value: object) -> None:
 
 def test_an_empty_answer_does_not_replace_a_good_one() -> None:
     memory = made(LastGood(), fresh_for=50.0)
-    memory.keep("k", ["good"], 0.0)
+    keep(memory, "k", ["good"], 0.0)
 
-    memory.keep("k", [], 1.0)
+    keep(memory, "k", [], 1.0)
 
     assert memory.look("k", 2.0) == (["good"], 2.0)
 
@@ -128,8 +141,8 @@ def test_an_empty_answer_does_not_replace_a_good_one() -> None:
 def test_the_user_may_say_what_is_worth_it() -> None:
     memory = made(LastGood(), fresh_for=50.0, remember=lambda value: value != ["good"])
 
-    memory.keep("a", [], 0.0)
-    memory.keep("b", ["good"], 0.0)
+    keep(memory, "a", [], 0.0)
+    keep(memory, "b", ["good"], 0.0)
 
     assert memory.look("a", 0.0) == ([], 0.0)
     assert memory.look("b", 0.0) is None
@@ -147,7 +160,7 @@ def test_what_goes_wrong_is_logged_and_the_others_remember(who: str, caplog: pyt
     last = LastGood()
     memory = made(Mine(), last, **({} if who == "a tier" else {who: raises}))
 
-    memory.keep("k", "v", 0.0)
+    keep(memory, "k", "v", 0.0)
 
     assert len(last) == (1 if who == "a tier" else 0)
     assert [record.levelno for record in caplog.records].count(logging.ERROR) >= 1
@@ -156,7 +169,7 @@ def test_what_goes_wrong_is_logged_and_the_others_remember(who: str, caplog: pyt
 
 def test_the_user_may_say_how_large_it_is() -> None:
     last = LastGood()
-    made(last, size_of=lambda _: 1234).keep("k", "v", 0.0)
+    keep(made(last, size_of=lambda _: 1234), "k", "v", 0.0)
 
     assert last.bytes_used == 1234
 
@@ -166,7 +179,7 @@ def test_the_user_may_say_how_large_it_is() -> None:
 
 def test_a_caller_may_want_nothing_so_old() -> None:
     memory = made(fresh_for=50.0)
-    memory.keep("k", "v", 0.0)
+    keep(memory, "k", "v", 0.0)
 
     assert memory.look("k", 5.0, max_age=4.9) is None
     assert memory.look("k", 5.0, max_age=5.0) == ("v", 5.0)
@@ -174,7 +187,7 @@ def test_a_caller_may_want_nothing_so_old() -> None:
 
 def test_it_looks_for_nothing_without_a_key() -> None:
     memory = made(fresh_for=50.0)
-    memory.keep(None, "v", 0.0)
+    keep(memory, None, "v", 0.0)
 
     assert memory.look(None, 0.0) is None
 
