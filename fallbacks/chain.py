@@ -45,38 +45,66 @@ class Fallback:
         """Seconds to keep back for the tiers that may await; 0.0 where none does."""
         return max((self._timeout_of(tier) for tier in self.tiers if may_await(tier)), default=0.0)
 
-    async def answer(self, question: Question) -> Answer[Any] | None:  # noqa: C901 - a tier has so many ways to end
+    async def answer(self, question: Question) -> Answer[Any] | None:
         """The first answer; None when no tier has one."""
-        before = cancels()
-        if before:
-            await asyncio.sleep(0)  # one that is pending ends it here; those of the past are no news
-        clock = asyncio.get_running_loop().time
-        began = clock() if len(self.tiers) > 1 else 0.0
-        for place, tier in enumerate(self.tiers):
+        answer = self.ask(question)
+        return answer if answer is None or type(answer) is Answer else await answer
+
+    def ask(self, question: Question) -> Answer[Any] | Awaitable[Answer[Any] | None] | None:
+        """The same, at once as long as the tiers answer at once: what they remember, and defaults, cost no `await`."""
+        if cancels():
+            return self._after_a_look_round(question)
+        return self._ask(0, question)
+
+    async def _after_a_look_round(self, question: Question) -> Answer[Any] | None:
+        await asyncio.sleep(0)  # a cancel that is pending ends it here; those of the past are no news
+        answer = self._ask(0, question)
+        return answer if answer is None or type(answer) is Answer else await answer
+
+    def _ask(self, place: int, question: Question) -> Answer[Any] | Awaitable[Answer[Any] | None] | None:
+        """The tiers from this place on."""
+        for tier in self.tiers[place:]:
             if question.outcome == "unknown" and not getattr(tier, "after_unknown", False):
                 question.error.add_note(f"{name_of(tier)} was not asked: it may have taken effect")
-                continue
-            if place and (passed := clock() - began):
-                question = msgspec.structs.replace(question, now=question.now + passed)
-                began += passed
-            try:
-                answer = tier.answer(question)
-                if answer is not None and type(answer) is not Answer:
-                    answer = await self._wait_for(place, tier, answer, question)
-                answer = fitting(answer, question)
-            except Exception as error:  # noqa: BLE001 - whatever it raises, the next tier is asked
-                self.failed += 1
-                question.error.add_note(f"{name_of(tier)} failed: {told(error)}")
-            except asyncio.CancelledError:
-                if cancels() > before:  # the caller left, not something inside
-                    raise
-                self.failed += 1
-                question.error.add_note(f"{name_of(tier)} failed: a task of its own was cancelled")
             else:
-                if answer is not None:
-                    return answer
-                question.error.add_note(f"{name_of(tier)} had no answer")
+                try:
+                    answer = tier.answer(question)
+                    if answer is not None and type(answer) is not Answer:
+                        return self._wait(place, tier, answer, question)
+                    answer = fitting(answer, question)
+                except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it raises, the next is asked
+                    self._note_failure(tier, question, error)
+                else:
+                    if answer is not None:
+                        return answer
+                    question.error.add_note(f"{name_of(tier)} had no answer")
+            place += 1
         return None
+
+    async def _wait(self, place: int, tier: Tier, promise: object, question: Question) -> Answer[Any] | None:
+        """What a tier has promised; else what the tiers after it have."""
+        before = cancels()
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            answer = fitting(await self._wait_for(place, tier, promise, question), question)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._note_failure(tier, question, error)
+        except asyncio.CancelledError as error:
+            if cancels() > before:  # the caller left, not something inside
+                raise
+            self._note_failure(tier, question, error)
+        else:
+            if answer is not None:
+                return answer
+            question.error.add_note(f"{name_of(tier)} had no answer")
+        later = self._ask(place + 1, msgspec.structs.replace(question, now=question.now + clock() - began))
+        return later if later is None or type(later) is Answer else await later
+
+    def _note_failure(self, tier: Tier, question: Question, error: BaseException) -> None:
+        self.failed += 1
+        why = "a task of its own was cancelled" if isinstance(error, asyncio.CancelledError) else told(error)
+        question.error.add_note(f"{name_of(tier)} failed: {why}")
 
     async def _wait_for(self, place: int, tier: Tier, promise: object, question: Question) -> Answer[Any] | None:
         if not isinstance(promise, Awaitable):

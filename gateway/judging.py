@@ -32,8 +32,8 @@ from gateway.terms import Terms
 
 T = TypeVar("T")
 CANCELLED = Outcome.CANCELLED  # module globals: reading a member through its class costs a descriptor call
-FAILED, UNKNOWN = Outcome.FAILED, Outcome.UNKNOWN
-JUDGEMENTS = frozenset({Outcome.REFUSED, Outcome.FAILED, Outcome.UNKNOWN})
+REFUSED, FAILED, UNKNOWN = Outcome.REFUSED, Outcome.FAILED, Outcome.UNKNOWN
+JUDGEMENTS = frozenset({REFUSED, FAILED, UNKNOWN})
 FORGETFUL_GROUPS = sys.version_info < (3, 13)
 """A TaskGroup that fails cancels the task it stands in, and before 3.13 did not always take that back (gh-117407): an
 exception group is then told from the leaving of the caller by what it is."""
@@ -45,6 +45,12 @@ class Judged(Exception):
     def __init__(self, value: object, outcome: Outcome) -> None:
         super().__init__(f"the value {brief(value)} was judged {outcome}")
         self.value, self.outcome = value, outcome
+
+    def refusal(self) -> Refused:
+        """What its caller gets if it is a refusal."""
+        refused = Refused(self.value)
+        refused.__cause__ = None  # and this is not shown as its context either
+        return refused
 
 
 class Judge:
@@ -60,8 +66,8 @@ class Judge:
         """The sender whose values are judged, too; itself where nobody judges them."""
         return send if self._classify is None else classified(send, self._classify)
 
-    def verdict(
-        self, call: Call, error: BaseException, *, idempotent: bool | None, timed_out: bool, sent: bool
+    def verdict(  # noqa: PLR0917 - each failure passes here, and to name arguments costs more than to judge
+        self, call: Call, error: BaseException, idempotent: bool | None, timed_out: bool, sent: bool  # noqa: FBT001
     ) -> tuple[Outcome, bool]:
         """The outcome of a try that raised, and whether it certainly had no effect.
 
@@ -81,7 +87,7 @@ class Judge:
         if outcome in JUDGEMENTS:
             return outcome, outcome is FAILED
         if isinstance(error, self._refused):
-            return Outcome.REFUSED, False
+            return REFUSED, False
         return (FAILED, True) if not_sent else (usual, False)
 
     def _classified(self, error: Exception) -> Outcome | None:
@@ -112,8 +118,8 @@ def classified(
     return send_and_judge
 
 
-def failure_of(
-    call: Call, error: BaseException, *, upstream: str, operation: str, took: float, limit: Timer | None
+def failure_of(  # noqa: PLR0917 - as above
+    call: Call, error: BaseException, upstream: str, operation: str, took: float, limit: Timer | None
 ) -> GatewayError:
     """Our own fresh error: one that users store and raise again would grow with every call. `limit`: it fired."""
     kinds: tuple[type[GatewayError], type[GatewayError]]

@@ -29,7 +29,7 @@ from gateway.context import HALF_MICROSECOND, Deadline, Tries, ambient_here, lea
 from gateway.counts import AGE_BOUNDS, Counts, Histogram, LatencySnapshot, Tally
 from gateway.events import AttemptFailed, CallFinished
 from gateway.host import Host
-from gateway.judging import CANCELLED, Judge, Judged, ended_from_above, failure_of, of_the_deadline, too_late
+from gateway.judging import CANCELLED, REFUSED, Judge, Judged, ended_from_above, failure_of, of_the_deadline, too_late
 from gateway.lane import Lane, Timer
 from gateway.marks import gives_coroutine
 from gateway.memory import Memory, declared_type, worth_remembering
@@ -214,11 +214,14 @@ class Operation(Generic[P, T]):
                 self.tally.attempts += 1
                 if call.attempts:
                     self.tally.retries += 1
-                value = await self._send(*call.args, **call.kwargs)
+                kwargs = call.kwargs  # `**` makes another dict of them, even of none
+                value = await (self._send(*call.args, **kwargs) if kwargs else self._send(*call.args))
             except BaseException as error:
                 leave(outside)
-                self._failed(call, breaker, circuit, timer, error)  # raises our own error, unless this one is to stand
-                raise
+                self._failed(call, breaker, circuit, timer, error)
+                if call.error is error:
+                    raise  # the function's own stands: it was refused, or the caller left
+                raise call.error or call.failure  # type: ignore[misc]  # ours; a name for it here would be a circle
             take_back(outside)
             call.at = ended_at = upstream.clock()
             took = ended_at - sent_at
@@ -275,7 +278,7 @@ class Operation(Generic[P, T]):
                 upstream.waits.record(call.at - asked_at)
 
     def _failed(self, call: Call, breaker: Circuit, circuit: State, timer: Timer, error: BaseException) -> None:
-        """A try that gave no value: the verdict to the circuit; raises our own error, unless the function's stands."""
+        """A try that gave no value: the verdict to the circuit, and our own error, unless the function's stands."""
         upstream = self.upstream
         timed_out = timer.stop_on(error)
         timer.task = NOBODY  # no circles here either
@@ -283,34 +286,32 @@ class Operation(Generic[P, T]):
         call.attempts += 1
         now = upstream.clock()
         took = now - call.at
+        call.at = now
         if timer.fired_at is not None and now - timer.fired_at > GRACE:
             self.tally.overran += 1
-        call.outcome, call.not_sent = self._judge.verdict(
-            call, error, idempotent=self.idempotent, timed_out=timed_out, sent=timer.sent
-        )
+        outcome, call.not_sent = self._judge.verdict(call, error, self.idempotent, timed_out, timer.sent)
+        call.outcome = outcome
         ran_long = took + HALF_MICROSECOND >= self._evidence_after
         slow = took > breaker.slow_beyond
-        if call.outcome is CANCELLED:
+        if outcome is CANCELLED:
             breaker.leave(circuit, now, True if ran_long and ended_from_above(call, error) else None, slow)
             call.error = error
-        elif call.outcome is Outcome.REFUSED:
+            return
+        if outcome is REFUSED:
             breaker.leave_refused(circuit, now)
-            call.error = Refused(error.value) if isinstance(error, Judged) else error
-            if call.error is not error:
-                raise call.error from None
-        else:
-            # By a deadline nearer than a try of this upstream has; here, or in a call that the function made.
-            cut = timer.nearer and (timer.fired_at is not None or of_the_deadline(error))
-            says_nothing = (cut and not ran_long) or self._spared(call, error)
-            breaker.leave(circuit, now, None if says_nothing else True, slow)
-            limit = timer if timed_out else None
-            call.failure = failure_of(call, error, upstream=upstream.name, operation=self.name, took=took, limit=limit)
-            wish = call.failure.retry_after
-            if wish and not isinstance(error, GatewayError):  # that would be another upstream's wish
-                self._leave_alone(call, breaker, now, wish)
-            if upstream.listeners.attempt_failed:
-                self._tell_failed(call, now, took)
-            raise call.failure from call.failure.__cause__
+            call.error = error.refusal() if isinstance(error, Judged) else error
+            return
+        # By a deadline nearer than a try of this upstream has; here, or in a call that the function made.
+        cut = timer.nearer and (timer.fired_at is not None or of_the_deadline(error))
+        says_nothing = (cut and not ran_long) or self._spared(call, error)
+        breaker.leave(circuit, now, None if says_nothing else True, slow)
+        failure = failure_of(call, error, upstream.name, self.name, took, timer if timed_out else None)
+        call.failure = failure
+        wish = failure.retry_after
+        if wish and not isinstance(error, GatewayError):  # that would be another upstream's wish
+            self._leave_alone(call, breaker, now, wish)
+        if upstream.listeners.attempt_failed:
+            self._tell_failed(call, now, took)
 
     def _leave_alone(self, call: Call, breaker: Circuit, now: float, retry_after: float) -> None:  # noqa: ARG002
         """A wish to slow down holds for all calls of the circuit, not only for the one that was told."""
@@ -337,7 +338,7 @@ class Operation(Generic[P, T]):
         failure, upstream = call.failure, self.upstream
         if failure is not error or not (self.idempotent or call.not_sent):
             return None
-        left = call.cutoff - upstream.clock()
+        left = call.cutoff - call.at
         cause, at_once = failure.__cause__ or failure, self._elsewhere(call)
         pause = upstream.retry.pause(call.attempts, cause, call.outcome, left, at_once=at_once)
         if pause is None:
@@ -382,7 +383,9 @@ class Operation(Generic[P, T]):
                 raise error  # refused, which is an answer too, or the caller has left
             call.error = error
             alone = not self._fallback.tiers or (call.wants is not None and call.wants.only_live)
-            answer = None if alone else await self._fallback.answer(self._question(call, error))
+            answer = None if alone else self._fallback.ask(self._question(call, error))
+            if answer is not None and type(answer) is not Answer:
+                answer = await answer
             if answer is None:
                 raise error
             call.source, call.age = answer.source, answer.age
@@ -398,7 +401,7 @@ class Operation(Generic[P, T]):
             call.args,
             call.kwargs,
             error,
-            self.upstream.clock(),
+            call.at,
             call.deadline,
             call.outcome,
             self.idempotent,
@@ -449,8 +452,12 @@ class Operation(Generic[P, T]):
         if ended is not LIVE:
             if call.flight is not None:  # it leads one, and leaves
                 leave_flight(call, self.upstream)
-            call.error = call.failure = call.outer = None  # as in `_fall_back`: no circles
+            call.error = None  # as in `_fall_back`: no circles
             call.task = NOBODY
+            if call.failure is not None:
+                call.failure = None
+            if call.outer is not None:
+                call.outer = None
 
     def _tell_finished(self, call: Call, ended: str) -> None:
         listeners = self.upstream.listeners
