@@ -48,7 +48,7 @@ class Fallback:
     async def answer(self, question: Question) -> Answer[Any] | None:
         """The first answer; None when no tier has one."""
         answer = self.ask(question)
-        return answer if answer is None or type(answer) is Answer else await answer
+        return answer if answer is None or isinstance(answer, Answer) else await answer
 
     def ask(self, question: Question) -> Answer[Any] | Awaitable[Answer[Any] | None] | None:
         """The same, at once as long as the tiers answer at once: what they remember, and defaults, cost no `await`."""
@@ -59,7 +59,7 @@ class Fallback:
     async def _after_a_look_round(self, question: Question) -> Answer[Any] | None:
         await asyncio.sleep(0)  # a cancel that is pending ends it here; those of the past are no news
         answer = self._ask(0, question)
-        return answer if answer is None or type(answer) is Answer else await answer
+        return answer if answer is None or isinstance(answer, Answer) else await answer
 
     def _ask(self, place: int, question: Question) -> Answer[Any] | Awaitable[Answer[Any] | None] | None:
         """The tiers from this place on."""
@@ -99,7 +99,7 @@ class Fallback:
                 return answer
             question.error.add_note(f"{name_of(tier)} had no answer")
         later = self._ask(place + 1, msgspec.structs.replace(question, now=question.now + clock() - began))
-        return later if later is None or type(later) is Answer else await later
+        return later if later is None or isinstance(later, Answer) else await later
 
     def _note_failure(self, tier: Tier, question: Question, error: BaseException) -> None:
         self.failed += 1

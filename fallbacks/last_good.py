@@ -22,6 +22,7 @@ from fallbacks.wall import WALL
 if TYPE_CHECKING:
     from aiocache.base import BaseCache
 
+LAST_GOOD = Source.LAST_GOOD  # a module global, as LIVE is
 MIB = 1024 * 1024
 MOST_DRIVEN_OUT = 1_000
 """A value that would drive out more others than this is not kept: to forget them takes the loop's time, too."""
@@ -138,7 +139,7 @@ class LastGood:
         if not ((of is str and value.isascii()) or of is bytes):
             self.remember_as(key, value, now, size_of, Any)
         elif (entry := self._entries.get(key)) is not None and entry.size == len(value) and self._behind is None:
-            entry.value, entry.at, entry.shared = value, now, True  # as `_put` would: this is on every call's way
+            entry.value, entry.at = value, now  # as `_put` would: this is on every call's way
             self._entries.move_to_end(key)
         else:
             self._put(key, value, now, len(value), True, Any)
@@ -152,7 +153,7 @@ class LastGood:
             self._put(key, mine, now, size_of(mine), mine is value, kind)
 
     def recall(
-        self, key: Hashable, now: float, max_age: float = inf, *, kind: Any = Any, operation: str = ""
+        self, key: Hashable, now: float, max_age: float = inf, kind: Any = Any, operation: str = ""
     ) -> tuple[Any, float] | None:
         """What memory has under a key, and its age in seconds; None if nothing, or nothing young enough.
 
@@ -175,12 +176,10 @@ class LastGood:
 
     def answer(self, question: Question, /) -> Answer[Any] | Awaitable[Answer[Any] | None] | None:
         """The last good value, with its age."""
-        found = self.recall(
-            question.key, question.now, question.max_age, kind=question.kind, operation=question.operation
-        )
+        found = self.recall(question.key, question.now, question.max_age, question.kind, question.operation)
         if found is not None:
             value, age = found
-            return Answer(value, Source.LAST_GOOD, age, question.error, WALL.now() - age)
+            return Answer(value, LAST_GOOD, age, question.error, WALL.now() - age)
         if self._behind is not None and question.key is not None:
             return self._from_store(self._behind, question)
         return None
@@ -330,7 +329,7 @@ class LastGood:
         if now is entry and (now is None or now.at == before) and self._forgets == forgets:
             entry = self._kept(question.key, value, question.now - age)
             value = entry.value if entry.shared else copied(entry.value)
-        return Answer(value, Source.LAST_GOOD, age, question.error, stored_at)
+        return Answer(value, LAST_GOOD, age, question.error, stored_at)
 
     def _kept(self, key: Hashable, value: Any, at: float) -> Entry:
         """An entry made of what came out of the store: nobody else has it yet."""

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from fallbacks.answer import Answer, Question, Source
 from fallbacks.chain import dismiss
 
+STATIC = Source.STATIC  # a module global, as LIVE is
+
 
 class Static:
     """A default that is always there: Static([]) answers with an empty list when nothing better is left.
@@ -27,7 +29,7 @@ class Static:
 
     def answer(self, question: Question, /) -> Answer[Any]:
         """The default."""
-        return Answer(self.value, Source.STATIC, 0.0, question.error)
+        return Answer(self.value, STATIC, 0.0, question.error)
 
 
 class Handler:

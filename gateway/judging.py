@@ -66,8 +66,13 @@ class Judge:
         """The sender whose values are judged, too; itself where nobody judges them."""
         return send if self._classify is None else classified(send, self._classify)
 
-    def verdict(  # noqa: PLR0917 - each failure passes here, and to name arguments costs more than to judge
-        self, call: Call, error: BaseException, idempotent: bool | None, timed_out: bool, sent: bool  # noqa: FBT001
+    def verdict(
+        self,
+        call: Call,
+        error: BaseException,
+        idempotent: bool | None,  # noqa: FBT001
+        timed_out: bool,  # noqa: FBT001
+        sent: bool,  # noqa: FBT001
     ) -> tuple[Outcome, bool]:
         """The outcome of a try that raised, and whether it certainly had no effect.
 

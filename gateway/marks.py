@@ -19,6 +19,6 @@ def gives_coroutine(function: F) -> F:
         return inspect.markcoroutinefunction(function)
     # Python 3.11 knows no such mark, and will not change any more. It asks for a flag of the code, and for nothing else
     # does it go by that: whether a coroutine is made is an instruction in the code, since 3.11 (RETURN_GENERATOR).
-    code = function.__code__  # type: ignore[attr-defined]
-    function.__code__ = code.replace(co_flags=code.co_flags | inspect.CO_COROUTINE)  # type: ignore[attr-defined]
+    code = function.__code__
+    function.__code__ = code.replace(co_flags=code.co_flags | inspect.CO_COROUTINE)
     return function

@@ -139,7 +139,7 @@ class Memory:
             return None
         limit = max_age if self.in_background else min(self.fresh_for, max_age)
         kind = self.kind if self._first.behind is not None else Any
-        return self._first.recall(key, now, limit, kind=kind, operation=self.where)
+        return self._first.recall(key, now, limit, kind, self.where)
 
     def is_due(self, key: Hashable, age: float) -> bool:
         """Whether an answer of this age is to be asked for anew, while it is given."""

@@ -33,7 +33,7 @@ from gateway.judging import CANCELLED, REFUSED, Judge, Judged, ended_from_above,
 from gateway.lane import Lane, Timer
 from gateway.marks import gives_coroutine
 from gateway.memory import Memory, declared_type, worth_remembering
-from gateway.outcome import BulkheadFull, ConfigError, GatewayClosed, GatewayError, Outcome, Refused, Rejected
+from gateway.outcome import BulkheadFull, ConfigError, GatewayClosed, GatewayError, Outcome, Rejected
 from gateway.policy import Policy, TimeoutPolicy
 from gateway.refreshing import refresh
 from gateway.remembering import Warming, disown
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("gateway")
 
 NONE_YET = Histogram().snapshot()
+CACHED, REJECTED = Source.CACHED, Outcome.REJECTED  # as in `gateway.judging`
+AS_GOOD_AS_LIVE = frozenset({LIVE, CACHED, Source.COALESCED})
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 T = TypeVar("T")
@@ -136,7 +138,7 @@ class Operation(Generic[P, T]):
         # Where nothing is remembered, it is enough that the arguments fit.
         self._key_of: Callable[[tuple[Any, ...], dict[str, Any]], Hashable | None] = arguments.check
         self._remember: Callable[[Call, T], object] | None  # None: nobody wants to know of answers
-        self._spares = False
+        self._looks_first: bool
         self._take_memory()
         self.use(policy, self.check(policy))
         for tier in said.fallback:
@@ -146,8 +148,8 @@ class Operation(Generic[P, T]):
 
     __slots__ = (  # what calls look at is found faster in a slot than among many attributes
         *("__dict__", "__weakref__", "_call_for", "_circuit_of", "_cold", "_evidence_after", "_fallback", "_flights"),
-        *("_judge", "_key_of", "_keys", "_lane", "_memory", "_remember", "_reserve", "_send", "_spares", "_timeout"),
-        *("ages", "calls", "idempotent", "latency", "name", "tally", "upstream"),
+        *("_judge", "_key_of", "_keys", "_lane", "_looks_first", "_memory", "_remember", "_reserve", "_send"),
+        *("_timeout", "ages", "calls", "idempotent", "latency", "name", "tally", "upstream"),
     )
 
     repeats: ClassVar[bool] = True
@@ -174,7 +176,9 @@ class Operation(Generic[P, T]):
         try:
             if call.cancelling:
                 await sleep(0)  # a cancel that is pending ends the call before anything is sent
-            if self._spares and (answer := await self._without_sending(call)) is not None:
+            if self._looks_first and (answer := self._from_memory(call)) is not None:
+                return as_asked(answer, whole)
+            if self._flights is not None and (answer := await self._from_flight(call, self._flights)) is not None:
                 return as_asked(answer, whole)
             while True:
                 try:
@@ -218,10 +222,12 @@ class Operation(Generic[P, T]):
                 value = await (self._send(*call.args, **kwargs) if kwargs else self._send(*call.args))
             except BaseException as error:
                 leave(outside)
+                del outside  # it leads to the task, by the call that this one is made in, and a task to its error
                 self._failed(call, breaker, circuit, timer, error)
                 if call.error is error:
                     raise  # the function's own stands: it was refused, or the caller left
-                raise call.error or call.failure  # type: ignore[misc]  # ours; a name for it here would be a circle
+                # Ours, from its own cause already; a name for it here would be a circle.
+                raise call.error or call.failure  # type: ignore[misc]  # noqa: B904
             take_back(outside)
             call.at = ended_at = upstream.clock()
             took = ended_at - sent_at
@@ -384,7 +390,7 @@ class Operation(Generic[P, T]):
             call.error = error
             alone = not self._fallback.tiers or (call.wants is not None and call.wants.only_live)
             answer = None if alone else self._fallback.ask(self._question(call, error))
-            if answer is not None and type(answer) is not Answer:
+            if answer is not None and not isinstance(answer, Answer):
                 answer = await answer
             if answer is None:
                 raise error
@@ -405,7 +411,7 @@ class Operation(Generic[P, T]):
             call.deadline,
             call.outcome,
             self.idempotent,
-            call.not_sent or call.outcome is Outcome.REJECTED,
+            call.not_sent or call.outcome is REJECTED,
             inf if call.wants is None else call.wants.max_age,
             self._memory.kind if self._reserve else Any,
             self._memory.where,
@@ -417,7 +423,7 @@ class Operation(Generic[P, T]):
         if call.failure is not None:
             call.failure.add_note(f"the next try was rejected: {rejected!r}")
             return call.failure
-        call.outcome = Outcome.REJECTED
+        call.outcome = REJECTED
         return rejected
 
     def _key_or_none(self, call: Call) -> Hashable | None:
@@ -463,7 +469,7 @@ class Operation(Generic[P, T]):
         listeners = self.upstream.listeners
         source = ended if isinstance(ended, Source) else None
         now = self.upstream.clock()
-        outcome = CANCELLED if ended is CANCELLED else Outcome.SUCCESS if source is LIVE else call.outcome
+        outcome = CANCELLED if ended is CANCELLED else Outcome.SUCCESS if source in AS_GOOD_AS_LIVE else call.outcome
         event = CallFinished(
             upstream=self.upstream.name,
             at=now,
@@ -481,21 +487,6 @@ class Operation(Generic[P, T]):
 
     # -- answers that are not sent for
 
-    async def _without_sending(self, call: Call) -> Answer[T] | None:
-        """A fresh answer from memory, or that of an identical call in flight. None: it has to be sent."""
-        if self._memory.looks_first and (answer := self._from_memory(call)) is not None:
-            return answer
-        if self._flights is None:
-            return None
-        news = await join(self._flights, self._flight_key(call), call, self.upstream)
-        if news is None:
-            return None
-        if type(news) is not Landed:
-            return await self._fall_back(call, too_late_for(call, self.upstream.name, self.name))
-        if news.error is not None:
-            return await self._fall_back(call, error_for(call, news))
-        return copy_for(call, news, self._memory.where)
-
     def _from_memory(self, call: Call) -> Answer[T] | None:
         """An answer that is fresh enough for this caller; one that will not be much longer is asked for anew."""
         wants, memory = call.wants, self._memory
@@ -504,12 +495,23 @@ class Operation(Generic[P, T]):
         found = memory.look(call.key, call.at, inf if wants is None else wants.max_age)
         if found is None:
             return None
-        value, call.age = found
-        call.source, call.outcome = Source.CACHED, Outcome.SUCCESS
-        if memory.is_due(call.key, call.age):
+        value, age = found
+        call.source, call.age = CACHED, age
+        if memory.is_due(call.key, age):
             refresh(self.upstream, self.name, call, self._ask_anew)
-        self.ages.record(call.age)
-        return Answer(value, Source.CACHED, call.age, None, WALL.now() - call.age)
+        self.ages.record(age)
+        return Answer(value, CACHED, age, None, WALL.now() - age)
+
+    async def _from_flight(self, call: Call, flights: Flights) -> Answer[T] | None:
+        """The answer of an identical call in flight. None: it has to be sent."""
+        news = await join(flights, self._flight_key(call), call, self.upstream)
+        if news is None:
+            return None
+        if type(news) is not Landed:
+            return await self._fall_back(call, too_late_for(call, self.upstream.name, self.name))
+        if news.error is not None:
+            return await self._fall_back(call, error_for(call, news))
+        return copy_for(call, news, self._memory.where)
 
     def _flight_key(self, call: Call) -> Hashable | None:
         """What identical calls have in common."""
@@ -616,10 +618,9 @@ class Operation(Generic[P, T]):
 
     def _take_memory(self) -> None:
         """Go by what it remembers, and shares, from now on."""
-        shares = self._flights is not None
-        self._spares = self._memory.looks_first or shares
+        self._looks_first = self._memory.looks_first
         self._remember = None
-        if self._memory or shares:
+        if self._memory or self._flights is not None:
             self._remember = self._way_to_remember()
             self._key_of = self._keys.of
 

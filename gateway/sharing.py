@@ -41,7 +41,7 @@ def copy_for(call: Call, flight: Landed, where: str) -> Answer[Any] | None:
     except Exception:
         log.exception("%s: an answer could not be copied again", where)
         return None
-    call.source, call.outcome = Source.COALESCED, Outcome.SUCCESS
+    call.source = Source.COALESCED
     return Answer(value, Source.COALESCED)
 
 

@@ -18,6 +18,7 @@ from gateway import (
     BreakerPolicy,
     BulkheadPolicy,
     Deadline,
+    Failed,
     Gateway,
     LastGood,
     Operation,
@@ -384,6 +385,48 @@ async def test_a_call_in_a_task_of_its_own_leaves_no_circle(gate: Gateway, how: 
         await asyncio.sleep(0.1)
         asking.cancel()
         await asyncio.wait([asking])
+        return weakref.ref(argument)
+
+    gc.collect()
+    gc.disable()
+    try:
+        left = await once()
+        await steps(3)
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.virtual_time
+async def test_an_error_that_ends_the_task_of_an_outer_call_leaves_no_circle(gate: Gateway) -> None:
+    class Argument:
+        pass
+
+    up = gate.upstream("up", policy=Policy(retry=RetryPolicy(attempts=1)))
+
+    @up.operation(idempotent=True)
+    async def inner(argument: Argument) -> None:
+        raise Boom
+
+    @up.operation(idempotent=True)
+    async def outer(argument: Argument) -> BaseException | None:
+        asking = asyncio.create_task(inner.ask(argument))  # its own way to the error, and the limit of this try
+        await asyncio.wait([asking])
+        return asking.exception()
+
+    async def fail_with_what_was_answered(argument: Argument) -> None:
+        error = await outer(argument)
+        try:
+            assert error is not None
+            raise error
+        finally:
+            del error
+
+    async def once() -> weakref.ref[Argument]:
+        argument = Argument()
+        failing = asyncio.create_task(fail_with_what_was_answered(argument))
+        await asyncio.wait([failing])
+        assert isinstance(failing.exception(), Failed)
         return weakref.ref(argument)
 
     gc.collect()

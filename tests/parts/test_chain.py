@@ -243,6 +243,28 @@ async def test_an_answer_that_is_there_at_once_costs_no_turn_of_the_loop() -> No
 # -- after unknown
 
 
+async def test_tiers_that_answer_at_once_can_be_asked_without_await() -> None:
+    asked = question()
+
+    answer = Fallback([declining(), raising(Boom()), Static("s")]).ask(asked)
+
+    assert answer == Answer("s", Source.STATIC, 0.0, asked.error)
+    assert Fallback([declining()]).ask(asked) is None
+
+
+async def test_what_takes_its_time_is_to_be_awaited_and_those_after_it_are_told_how_late_it_is() -> None:
+    after = Tier(lambda asked: Answer(asked.now, Source.HANDLER))
+    asked, began = question(), now()
+
+    promise = Fallback([declining(), Tier(lambda _: sleep(3.0)), after], timeout=5.0).ask(asked)
+
+    assert not isinstance(promise, Answer)
+    assert promise is not None
+    answer = await promise
+    assert answer is not None
+    assert answer.value == began + 3.0
+
+
 async def test_after_unknown_only_those_are_asked_that_say_so() -> None:
     timid, brave = Tier(lambda _: Answer("timid")), Tier(lambda _: Answer("brave"), after_unknown=True)
     fallback = Fallback([timid, brave])

@@ -526,6 +526,16 @@ async def test_what_memory_has_is_not_asked_of_the_store() -> None:
     assert store.gets == []
 
 
+async def test_the_same_call_answered_again_is_written_to_the_store_again() -> None:
+    store = Store()
+    memory = LastGood(store=store)
+    for value in ("1st", "2nd"):
+        memory.remember("k", value, now())
+        await memory.flush()
+
+    assert await value_of(LastGood(store=store)) == "2nd"
+
+
 async def test_what_memory_lacks_is_read_from_the_store_with_its_age_and_kept() -> None:
     store = Store()
     store.put("k", ["v"], age=12.0)
