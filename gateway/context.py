@@ -11,6 +11,7 @@ from asyncio import AbstractEventLoop, get_running_loop
 from asyncio.base_events import BaseEventLoop
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
+from functools import lru_cache
 from math import inf, isfinite
 from time import monotonic
 from typing import ClassVar, Protocol, Self
@@ -27,9 +28,14 @@ def clock_of(loop: AbstractEventLoop) -> Clock:
 
     uvloop's `time()` moves in whole milliseconds, too coarse to measure by; it counts the same seconds as monotonic.
     """
-    owner = next(kind for kind in type(loop).__mro__ if "time" in vars(kind))
-    real = owner is BaseEventLoop or owner.__module__.partition(".")[0] in {"uvloop", "asyncio"}
-    return monotonic if real else loop.time
+    return monotonic if is_real(type(loop)) else loop.time
+
+
+@lru_cache(maxsize=16)
+def is_real(loop: type) -> bool:
+    """Whether loops of this kind live in real time. Found out once: each `Deadline` asks."""
+    owner = next(kind for kind in loop.__mro__ if "time" in vars(kind))
+    return owner is BaseEventLoop or owner.__module__.partition(".")[0] in {"uvloop", "asyncio"}
 
 
 def clock_here() -> Clock:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from math import isfinite
-from random import Random
+from random import Random, uniform
 from time import monotonic
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -28,11 +28,12 @@ log = logging.getLogger("gateway")
 class Retry:
     """Whether to try again. Usable alone; `random` seeds the jitter of the default wait (full jitter)."""
 
-    __slots__ = ("_random", "policy")
+    __slots__ = ("_uniform", "policy")
 
     def __init__(self, policy: RetryPolicy, *, random: Random | None = None) -> None:
         self.policy = policy
-        self._random = random or Random()  # noqa: S311 - jitter keeps no secrets
+        # Python's own, where none is given: one for each upstream would be a fifth of what an upstream takes of memory.
+        self._uniform = uniform if random is None else random.uniform
 
     def pause(
         self, attempts: int, error: BaseException, outcome: Outcome, remaining: float, *, at_once: bool = False
@@ -67,7 +68,7 @@ class Retry:
         state.attempt_number = attempts
         state.set_exception((type(error), error, error.__traceback__))
         if type(wait) is wait_random_exponential:  # tenacity draws from the global random; ours can be seeded
-            return self._random.uniform(wait.min, wait_exponential.__call__(wait, state))
+            return self._uniform(wait.min, wait_exponential.__call__(wait, state))
         return float(wait(state))
 
     def _wait_after(self, error: BaseException) -> Wait:
