@@ -21,11 +21,11 @@ What this engine costs and what it is good for, beside what one would use instea
 $ make bench
 ```
 
-runs all of it and writes this page; `make bench ARGS="speed"` runs one part (speed, faults, blast, catalog, growth,
-watching), and `ARGS="--quick"` shows in a few minutes that it works. The figures of two runs differ; the order, and the
-ratios within a table, should not. Every section says when and where it was measured.
+runs all of it and writes this page; `make bench ARGS="speed"` runs one part (speed, profile, faults, blast, http,
+catalog, growth, watching), and `ARGS="--quick"` shows in a few minutes that it works. The figures of two runs differ;
+the order, and the ratios within a table, should not. Every section says when and where it was measured.
 """
-ORDER = ("speed", "faults", "blast", "catalog", "growth", "watching")
+ORDER = ("speed", "profile", "faults", "blast", "http", "catalog", "growth", "watching")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ def clock_of(loop: AbstractEventLoop) -> Clock:
 
     uvloop's `time()` moves in whole milliseconds, too coarse to measure by; it counts the same seconds as monotonic.
     """
-    return monotonic if is_real(type(loop)) else loop.time
+    return monotonic if is_real(type(loop)) else loop.time  # type: ignore[arg-type]  # mypy takes classes for unhashable
 
 
 @lru_cache(maxsize=16)

@@ -88,17 +88,19 @@ class Judge:
             call.cancelling = call.task.cancelling()
         if not isinstance(error, Exception):
             return (usual if isinstance(error, CancelledError) else CANCELLED), False
-        outcome = error.outcome if isinstance(error, Judged) else self._classified(error)
-        if outcome in JUDGEMENTS:
-            return outcome, outcome is FAILED
+        if self._classify is not None:
+            outcome = error.outcome if isinstance(error, Judged) else self._classified(error, self._classify)
+            if outcome in JUDGEMENTS:
+                return outcome, outcome is FAILED
         if isinstance(error, self._refused):
             return REFUSED, False
         return (FAILED, True) if not_sent else (usual, False)
 
-    def _classified(self, error: Exception) -> Outcome | None:
+    @staticmethod
+    def _classified(error: Exception, classify: Callable[[Any], Outcome | None]) -> Outcome | None:
         """What the user's `classify=` makes of an error; None where it does not say, or raises."""
         try:
-            return None if self._classify is None else judgement(self._classify(error))
+            return judgement(classify(error))
         except Exception:  # noqa: BLE001 - a classifier that raises has not classified: the failure stays one
             return None
 
@@ -135,9 +137,11 @@ def failure_of(  # noqa: PLR0917 - as above
         failure.waited_for = "deadline" if limit.nearer else "attempt"
     else:
         failure = kind(f"{upstream}.{operation}: {told(error)}")
-        failure.waited_for = waited_for_of(error)
+        if (waited_for := waited_for_of(error)) is not None:
+            failure.waited_for = waited_for
     failure.upstream, failure.operation, failure.attempts = upstream, operation, call.attempts
-    failure.retry_after = retry_after_of(error)
+    if (retry_after := retry_after_of(error)) is not None:
+        failure.retry_after = retry_after
     failure.__cause__ = None if isinstance(error, Judged) else error
     return failure
 

@@ -11,7 +11,7 @@ from math import inf
 import pytest
 from aiohttp import ClientSession, web
 
-from benchmarks import aggregators, blast, catalogs, faults, guard, picture, report, watching, workloads
+from benchmarks import aggregators, blast, catalogs, faults, guard, picture, profile, report, watching, workloads
 from benchmarks.contenders import KNOWN, OURS, contender
 from benchmarks.contenders.ours import Called
 from benchmarks.rounds import Runner, Spread, interleaved, over
@@ -73,6 +73,22 @@ async def test_rounds_of_all_are_interleaved() -> None:
     rounds = order[2:]  # after one of each to warm up
     assert all(set(pair) == {"a", "b"} for pair in zip(rounds[::2], rounds[1::2], strict=True))
     assert {name: len(values) for name, values in figures.items()} == {"a": 5, "b": 5}
+
+
+@pytest.mark.asyncio
+async def test_the_parts_of_a_call_and_what_is_left_make_the_whole(monkeypatch) -> None:
+    monkeypatch.setattr(profile, "ROUNDS", 3)
+    monkeypatch.setattr(profile, "CALLS", 20)
+
+    figures = await profile.measure()
+    *_, page = profile.lines({"this Python": figures})
+
+    assert set(profile.WORDS) < set(figures)
+    assert all(0 < figure < 1_000 for figure in figures.values())
+    assert profile.explained(figures) < profile.of_all(figures)
+    shown = [float(row.split("|")[2].strip(" *x")) for row in page.splitlines()[2:]]
+    *parts, whole = shown[: len(profile.WORDS) + 2]
+    assert sum(parts) == pytest.approx(whole, abs=0.1)  # each is rounded
 
 
 def test_figures_are_compared_within_their_round() -> None:
