@@ -48,7 +48,7 @@ def test_both_spellings_of_an_operation_are_known_to_give_coroutines() -> None:
     operation = Gateway().upstream("world").operation(name="ask", idempotent=True)(doubled)
 
     assert inspect.iscoroutinefunction(operation.ask)
-    assert inspect.iscoroutinefunction(operation.__call__)  # noqa: B004 - what FastAPI looks at
+    assert inspect.iscoroutinefunction(operation.__call__)  # what FastAPI looks at
     assert inspect.iscoroutinefunction(operation.using(only_live=True).ask)
 
 
@@ -56,7 +56,7 @@ def test_so_are_those_of_an_operation_that_is_a_method() -> None:
     bound = Service().ask
 
     assert inspect.iscoroutinefunction(bound.ask)
-    assert inspect.iscoroutinefunction(bound.__call__)  # noqa: B004 - as above
+    assert inspect.iscoroutinefunction(bound.__call__)
 
 
 async def test_an_operation_can_be_the_function_of_another() -> None:
