@@ -43,6 +43,8 @@ from gateway.views import BoundOperation, Using, leads_to, wants
 
 if TYPE_CHECKING:
     from gateway.breaker import State
+    from gateway.bulkhead import Bulkhead
+    from gateway.context import Clock
 
 log = logging.getLogger("gateway")
 
@@ -131,7 +133,9 @@ class Operation(Generic[P, T]):
         self._keys = Keys(
             upstream.name, name, arguments, key=said.key, identity=said.identity, secret=tuple(said.secret)
         )
-        self._lane: Lane  # from `take_lane`, once a loop is known
+        self._lane: Lane  # these from `take_lane`, once a loop is known
+        self._clock: Clock
+        self._bulkhead: Bulkhead
         self._fallback = Fallback((), scope=self._scope)
         self._memory = Memory(where, said, kind=partial(self._kind_of, plain), worth=worth)
         self._flights = Flights() if said.coalesce else None
@@ -147,7 +151,8 @@ class Operation(Generic[P, T]):
             log.info("%s.%s does not say whether it is idempotent: it is not repeated", upstream.name, name)
 
     __slots__ = (  # what calls look at is found faster in a slot than among many attributes
-        *("__dict__", "__weakref__", "_call_for", "_circuit_of", "_cold", "_evidence_after", "_fallback", "_flights"),
+        *("__dict__", "__weakref__", "_bulkhead", "_call_for", "_circuit_of", "_clock", "_cold", "_evidence_after"),
+        *("_fallback", "_flights"),
         *("_judge", "_key_of", "_keys", "_lane", "_looks_first", "_memory", "_remember", "_reserve", "_send"),
         *("_timeout", "ages", "calls", "idempotent", "latency", "name", "tally", "upstream"),
     )
@@ -201,8 +206,7 @@ class Operation(Generic[P, T]):
 
     async def _attempt(self, call: Call) -> T:
         """One try: a place in the pool, leave from the circuit, a limit on time, the world; and the verdict."""
-        upstream = self.upstream
-        bulkhead = upstream.bulkhead
+        bulkhead = self._bulkhead
         if not bulkhead.acquire_nowait():
             await self._queue(call)
         breaker = call.breaker
@@ -229,7 +233,7 @@ class Operation(Generic[P, T]):
                 # Ours, from its own cause already; a name for it here would be a circle.
                 raise call.error or call.failure  # type: ignore[misc]  # noqa: B904
             take_back(outside)
-            call.at = ended_at = upstream.clock()
+            call.at = ended_at = self._clock()
             took = ended_at - sent_at
             if timer.stop() or ended_at > timer.at:
                 self.tally.overran += 1  # it comes late, but it is here
@@ -248,7 +252,7 @@ class Operation(Generic[P, T]):
         task = current_task(upstream.loop)  # type: ignore[arg-type]  # naming the loop spares Python 3.11 a getpid()
         if task is None or get_ident() != upstream.thread:
             task = upstream.task_here(self.name)
-        now = upstream.clock()
+        now = self._clock()
         deadline = now + self._call_for
         outer = ambient_here()
         tries = None
@@ -759,7 +763,8 @@ class Operation(Generic[P, T]):
                     call.breaker = Asked(breaker_of(call.breaker), None, counts=False)
 
     def take_lane(self) -> None:
-        """Limit tries by the lane of the loop that is open now."""
+        """Go by the loop that is open now: its lane limits tries, its clock tells the time, in its pool are places."""
+        self._bulkhead, self._clock = self.upstream.bulkhead, self.upstream.clock
         self._lane = self.upstream.lane(self._timeout.attempt, repeats=self.repeats)
 
     def swap_sender(self, send: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
