@@ -550,3 +550,33 @@ def test_a_call_that_is_missing_from_the_numbers_is_an_alert(
     done = subprocess.run([program("promtool"), "test", "rules", case], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+ABANDONED = """
+rule_files: ["{alerts}"]
+evaluation_interval: 30s
+tests:
+  - interval: 30s
+    input_series:
+      - {{series: 'gateway_pool_limit{{upstream="films"}}', values: "20x10"}}
+      - {{series: 'gateway_pool_abandoned{{upstream="films"}}', values: "{abandoned}x10"}}
+    alert_rule_test:
+      - eval_time: 3m
+        alertname: GatewayPoolAbandoned
+        exp_alerts: {expected}
+"""
+
+
+@pytest.mark.parametrize(("abandoned", "fires"), [("10", False), ("11", True)])
+def test_a_pool_whose_threads_are_mostly_stuck_is_an_alert(
+    abandoned: str, fires: bool, program: Callable[[str], str], tmp_path: Path
+) -> None:
+    labels = {"severity": "page", "upstream": "films"}
+    summary = "films: 11 threads are stuck whose callers have left, over half of the pool"
+    expected = json.dumps([{"exp_labels": labels, "exp_annotations": {"summary": summary}}] if fires else [])
+    case = tmp_path / "case.yml"
+    case.write_text(ABANDONED.format(alerts=ALERTS, abandoned=abandoned, expected=expected))
+
+    done = subprocess.run([program("promtool"), "test", "rules", case], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
