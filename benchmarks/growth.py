@@ -27,7 +27,7 @@ from benchmarks.terms import VALUE
 from benchmarks.workloads import answers
 from gateway import BulkheadPolicy, Gateway, LastGood, Policy, TimeoutPolicy
 
-UPSTREAMS = (1, 100, 10_000)
+UPSTREAMS = (1, 100, 1_000, 10_000)
 IN_FLIGHT = (1, 10, 100, 1_000, 10_000)
 KEYS = (1, 1_000, 100_000, 1_000_000)
 PICKED = 4_096
@@ -214,7 +214,10 @@ def lines(found: dict[str, dict[int, Figures]], idle: dict[str, float]) -> Itera
         yield table((head, "gateway", f"the least: {least}", "the engine's part", "grows by"), rows, align="rrrrr")
     yield (
         f"An upstream with one operation takes {idle['registered'] / 1024:.1f} KiB of memory once registered, and "
-        f"{idle['called'] / 1024:.1f} KiB once it has been called (`tracemalloc`, {IDLE:,} of them)."
+        f"{idle['called'] / 1024:.1f} KiB once it has been called (`tracemalloc`, {IDLE:,} of them). So "
+        f"{UPSTREAMS[-1]:,} of them are {idle['called'] * UPSTREAMS[-1] / 1024**2:,.0f} MiB, and called in turn each is "
+        f"cold when its turn comes: what its call then waits for is memory, a line of the cache for every object that it "
+        f"looks at ({machine.caches()}). Nothing in the engine looks at more than the one upstream that is called."
     )
 
 

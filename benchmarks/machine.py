@@ -31,6 +31,16 @@ def processor() -> str:
     return ", ".join(sorted(names)) or platform.machine() or "unknown"
 
 
+def caches() -> str:
+    """The sizes of the first processor's caches for data, as far as the kernel says."""
+    found = [
+        f"L{(one / 'level').read_text().strip()} {(one / 'size').read_text().strip()}"
+        for one in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"))
+        if (one / "type").read_text().strip() != "Instruction"
+    ]
+    return "caches here: " + (", ".join(found) or "unknown")
+
+
 def here() -> str:
     """The machine, in a line."""
     return f"{os.cpu_count()} x {processor()}, {platform.system()} {platform.release().partition('-')[0]}"
