@@ -215,9 +215,9 @@ def lines(found: dict[str, dict[int, Figures]], idle: dict[str, float]) -> Itera
     yield (
         f"An upstream with one operation takes {idle['registered'] / 1024:.1f} KiB of memory once registered, and "
         f"{idle['called'] / 1024:.1f} KiB once it has been called (`tracemalloc`, {IDLE:,} of them). So "
-        f"{UPSTREAMS[-1]:,} of them are {idle['called'] * UPSTREAMS[-1] / 1024**2:,.0f} MiB, and called in turn each is "
-        f"cold when its turn comes: what its call then waits for is memory, a line of the cache for every object that it "
-        f"looks at ({machine.caches()}). Nothing in the engine looks at more than the one upstream that is called."
+        f"{UPSTREAMS[-1]:,} of them are {idle['called'] * UPSTREAMS[-1] / 1024**2:,.0f} MiB. Called in turn, each is "
+        "cold when its turn comes: what its call then waits for is memory, a line of the cache for every object that "
+        f"it looks at ({machine.caches()}). No call looks at more than the one upstream that it asks."
     )
 
 
