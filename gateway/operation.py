@@ -243,7 +243,7 @@ class Operation(Generic[P, T]):
         finally:
             bulkhead.release()  # unless a thread took the place over: then its end gives it back
 
-    # -- the lines of `ask` and `_attempt`
+    # -- the lines of `_ask` and `_attempt`
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Who asks what, until when. A call that cannot be made raises here, before anything is counted."""
@@ -452,7 +452,7 @@ class Operation(Generic[P, T]):
             self.calls.remove(call)
         except KeyError:
             return  # its loop was closed under it, and it was counted then
-        if call.source is not None:  # a tier's: `ask` keeps no answer, or its error would lead back to it
+        if call.source is not None:  # a tier's: `_ask` keeps no answer, or its error would lead back to it
             ended = call.source
         if self._circuit_of is not None and self._cold.circuit_by is not None:
             breaker_of(call.breaker).in_use -= 1

@@ -1,6 +1,6 @@
 """A block of code as a call: `async with upstream.slot():`.
 
-There is one place where a call lives, `Operation.ask`, and a block is one of its calls. That of a block sends itself a
+There is one place where a call lives, `Operation._ask`, and a block is one of its calls. That of a block sends itself a
 function that stops where the block begins. Entering drives the coroutine of the call by hand, in the caller's own task
 and context, up to there; leaving takes it on, with the block's error if it has one, to its end. So a block has the
 pool, the circuit, the limits on time, the numbers and the events of an operation, and the engine knows nothing of it.

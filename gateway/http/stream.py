@@ -3,7 +3,7 @@
 It holds its place, and its connection, until the block ends. Up to the headers it is a call like any other, with
 retries where they are safe; from there on nothing is tried again and nobody else answers.
 
-As there is one place where a call lives, `Operation.ask`, a stream is one of its calls, driven by hand as a slot's
+As there is one place where a call lives, `Operation._ask`, a stream is one of its calls, driven by hand as a slot's
 is (`gateway.slot`): to where the headers are here, and, when the block is over, to its end.
 """
 
