@@ -49,6 +49,9 @@ WORDS = {
 }
 
 
+NOT_OF_THE_FLOOR = ("call", "ambient", "key", "latency", "answer", "counts")
+
+
 async def echo(value: str) -> str:
     """What is asked."""
     return value
@@ -199,6 +202,16 @@ def lines(found: dict[str, Figures]) -> Iterator[str]:
     floor = ("the hand-written floor", *(us(of_floor(found[python])) for python in pythons))
     times = ("`ask` by the floor", *(f"{of_all(found[python]) / of_floor(found[python]):.2f} x" for python in pythons))
     yield table(("part", *pythons), [*rows, rest, whole, value, floor, times], align="l" + "r" * len(pythons))
+    beyond = ", ".join(
+        f"{us(sum(part(found[python], name) for name in NOT_OF_THE_FLOOR))} on {python}" for python in pythons
+    )
+    yield (
+        "The floor has one frame, written for its one function, and does nothing but guard it. It keeps no record of "
+        "the call that others can look at, tells nobody below of the limit, measures and counts nothing, does not tell "
+        f"1 from True in a key, and gives no `Answer`: of what a call costs here, {beyond} are such things. The rest "
+        "of the difference is what it costs that the parts are objects with methods, which can be tuned while they "
+        "run, looked at, and used alone."
+    )
 
 
 def part(figures: Figures, name: str) -> float:

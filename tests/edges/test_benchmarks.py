@@ -81,7 +81,7 @@ async def test_the_parts_of_a_call_and_what_is_left_make_the_whole(monkeypatch) 
     monkeypatch.setattr(profile, "CALLS", 20)
 
     figures = await profile.measure()
-    *_, page = profile.lines({"this Python": figures})
+    _, page, _ = profile.lines({"this Python": figures})
 
     assert set(profile.WORDS) < set(figures)
     assert all(0 < figure < 1_000 for figure in figures.values())
