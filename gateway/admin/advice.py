@@ -194,8 +194,7 @@ def attempt(policy: Policy, seen: Measured) -> Advice | None:
         why = f"{tail}; one that hangs is waited for {shown_seconds(limit)}, and holds its place as long"
     else:
         suggested, why = limit, f"{tail}: a limit of {spell(limit)} fits"
-    bounds = (*BOUNDS, seen.latency.max)
-    histogram = [(bound, number) for bound, number in zip(bounds, seen.latency.counts, strict=True) if number]
+    histogram = list(seen.latency.bars())
     return advised("timeout.attempt", limit, suggested, sure=sure, why=f"{why}.", seen=seen, histogram=histogram)
 
 

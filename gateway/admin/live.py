@@ -3,8 +3,9 @@
 It is packed once, too. A gzip stream is a row of blocks; a message whose blocks look back at nothing before it ("full
 flush", RFC 1951) has its place in any of them, so the same bytes go to all, whenever they came. Forty times fewer.
 
-A viewer gets the newest message and none in between that he had no time for. One who takes nothing for a while is let
-go: what he would have to be told is kept nowhere, whatever he does.
+A viewer gets the newest message and none in between that he had no time for. Where a message tells what is another
+since the one before, who has not got that one gets the whole instead. One who takes nothing for a while is let go: what
+he would have to be told is kept nowhere, whatever he does.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ GZIP = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 """How a gzip stream begins (RFC 1952): deflated, no name, no time, by whatever system."""
 MOST = 100
 """Viewers of one stream; the next is told to come back."""
+NONE_YET = -1
+"""The number of the last message that a viewer got who got none."""
 
 
 class Stream:
-    """Server-sent events, from the first viewer to the last. `compose` gives the bytes of a message, all of them.
+    """Server-sent events, from the first viewer to the last. `compose` gives the bytes of a message.
 
-    `packed`: compressed for those who take that. `on_end` hears when nobody looks any more.
+    `whole`: what a viewer gets instead who has not got the message before. `beside`: what he gets before each message
+    if he asked for it, by what he asked for. `packed`: compressed for those who take that. `on_end` hears when nobody
+    looks any more.
     """
 
     def __init__(
@@ -41,6 +46,8 @@ class Stream:
         name: str,
         compose: Callable[[], Awaitable[bytes]],
         *,
+        whole: Callable[[], bytes] | None = None,
+        beside: Callable[[str], bytes] = lambda _: b"",
         every: float = EVERY,
         kind: str = "text/event-stream; charset=utf-8",
         packed: bool = True,
@@ -48,14 +55,18 @@ class Stream:
     ) -> None:
         self._kind = kind
         self._packs = packed
-        self._packed = b""  # the message as those get it; made when the first of them wants it
         self._on_end = on_end
         self._name = name
         self._compose = compose
+        self._whole = whole
+        self._beside = beside
         self._every = every
         self._task: Task[None] | None = None
         self._viewers = 0
+        self._number = 0  # of the message
         self._message = b""
+        self._parts: dict[tuple[str, bool], bytes] = {}  # what it is handed out as, packed or not
+        self._well = True
         self._next = Event()
         self._closed = False
 
@@ -64,7 +75,7 @@ class Stream:
         """How many look."""
         return self._viewers
 
-    async def show(self, request: web.Request) -> web.StreamResponse:
+    async def show(self, request: web.Request, asked_for: str = "") -> web.StreamResponse:
         """Serve a viewer until he leaves, or the stream is closed."""
         if self._viewers >= MOST or self._closed:
             return web.Response(status=503, headers={"Retry-After": "5"}, text="too many viewers\n")
@@ -73,18 +84,20 @@ class Stream:
         if packed:
             response.headers["Content-Encoding"] = "gzip"
         self._viewers += 1
+        seen = NONE_YET
         try:
             await response.prepare(request)
             if packed:
                 await response.write(GZIP)
             if self._task is None:
                 self._begin()
-            elif self._message:  # nobody waits a second for something to look at
-                await self._hand(request, response, packed=packed)
             while not self._closed:
-                await self._next.wait()
-                if self._message and not self._closed:
-                    await self._hand(request, response, packed=packed)
+                if self._message and seen != self._number:  # nobody waits a second for something to look at
+                    message = self._bytes(asked_for, missed=seen != self._number - 1, packed=packed)
+                    seen = self._number
+                    await self._hand(request, response, message)
+                else:
+                    await self._next.wait()
         except (ConnectionError, TimeoutError):
             pass  # he has left
         finally:
@@ -102,18 +115,27 @@ class Stream:
         if task is not None:
             await wait([task])
 
-    def _newest(self, *, packed: bool) -> bytes:
-        """The message as a viewer takes it."""
-        if not packed:
-            return self._message
-        if not self._packed:
-            self._packed = full_flushed(self._message)
-        return self._packed
+    def _bytes(self, asked_for: str, *, missed: bool, packed: bool) -> bytes:
+        """The message as a viewer gets it who missed the one before, or not."""
+        if not self._well:
+            return self._part("news", lambda: self._message, packed=packed)
+        beside = self._part(f"beside {asked_for}", lambda: self._beside(asked_for), packed=packed)
+        if missed and self._whole is not None:
+            return beside + self._part("whole", self._whole, packed=packed)
+        return beside + self._part("news", lambda: self._message, packed=packed)
 
-    async def _hand(self, request: web.Request, response: web.StreamResponse, *, packed: bool) -> None:
+    def _part(self, name: str, make: Callable[[], bytes], *, packed: bool) -> bytes:
+        """A part of it that many viewers share; made when the first of them wants it."""
+        part = self._parts.get((name, packed))
+        if part is None:
+            part = full_flushed(self._part(name, make, packed=False)) if packed else make()
+            self._parts[name, packed] = part
+        return part
+
+    async def _hand(self, request: web.Request, response: web.StreamResponse, message: bytes) -> None:
         try:
             async with timeout(PATIENCE):
-                await response.write(self._newest(packed=packed))
+                await response.write(message)
         except TimeoutError:
             if request.transport is not None:
                 request.transport.abort()  # not closed, which would wait for him
@@ -124,7 +146,8 @@ class Stream:
 
     def _end(self) -> None:
         task, self._task = self._task, None
-        self._message = self._packed = b""
+        self._message = b""
+        self._parts = {}
         if task is not None:
             task.cancel()
             self._on_end()
@@ -133,12 +156,13 @@ class Stream:
         loop = get_running_loop()
         while True:
             began_at = loop.time()
+            before = self._number if self._well else self._number + 1  # which nobody has got
             try:
-                self._message = await self._compose()
+                message, self._well = await self._compose(), True
             except Exception:
                 log.exception("what %s shows could not be composed", self._name)
-                self._message = b": it could not be composed\n\n"
-            self._packed = b""
+                message, self._well = b": it could not be composed\n\n", False
+            self._message, self._parts, self._number = message, {}, before + 1
             woken, self._next = self._next, Event()
             woken.set()
             took = loop.time() - began_at  # it counts; but between two messages there is always a rest
@@ -147,6 +171,8 @@ class Stream:
 
 def full_flushed(message: bytes) -> bytes:
     """A message in blocks that need nothing of what came before, and end on a whole byte."""
+    if not message:
+        return b""
     packer = compressobj(Z_BEST_SPEED, wbits=-MAX_WBITS)
     return packer.compress(message) + packer.flush(Z_FULL_FLUSH)
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from msgspec import Raw
 from msgspec.json import Encoder
 
-from gateway.admin.sampler import BEGINNING, MOVING, NONE, NOTHING, Buckets, Look, Mark, Track, Window
+from gateway.admin.sampler import BEGINNING, MOVING, NOTHING, Buckets, Look, Mark, Track, Window
 from gateway.admin.stories import short
 from gateway.counts import BOUNDS, ENDS, Counts, LatencySnapshot, Tally
 from gateway.operation import Operation
@@ -28,7 +28,6 @@ TALLIED = [one.name for one in fields(Counts) if one.name in Tally.__slots__]
 TALLIES = attrgetter(*TALLIED)
 COUNTS = [*TALLIED, *map(str, ENDS), "in_flight", "fallback_failed"]
 STILL: dict[str, float] = dict.fromkeys(MOVING, 0)
-UNKNOWN_YET = -1.0
 BOUNDED = [*(round(bound, 6) for bound in BOUNDS), inf]
 
 
@@ -48,15 +47,13 @@ class Piece(NamedTuple):
 class Pieces:
     """What was put down of an upstream the last time."""
 
-    __slots__ = ("_looks", "_operations", "_seconds", "_window", "_windows", "json", "made_of")
+    __slots__ = ("_operations", "_window", "_window_of", "json", "made_of")
 
     def __init__(self) -> None:
         self.made_of: object = None
         self.json = Raw()
         self._operations: dict[str, Piece] = {}
-        self._windows: list[Window] = []
-        self._looks: tuple[Buckets, Buckets] = (NONE, NONE)
-        self._seconds = UNKNOWN_YET
+        self._window_of: object = None
         self._window = Raw()
 
     def operation(self, operation: Operation[..., Any], after: Look, before: Look, track: Track) -> Piece:
@@ -96,14 +93,13 @@ class Pieces:
         piece = self._operations[name] = Piece(*made_of, window, (remembered, its_ages), Raw(ENCODER.encode(shown)))
         return piece
 
-    def window(self, after: Look, before: Look, windows: Sequence[Window]) -> Raw:
+    def window(self, after: Look, before: Look, track: Track) -> Raw:
         """The window of them all, and of the waits for the pool."""
-        seconds, looks = round(after.at - before.at, 1), (after.waits, before.waits)
-        if seconds != self._seconds or looks != self._looks or windows != self._windows:
-            window = together(after, before, windows)
-            shown = {**window_of(window), "waits": figures_of(window.waits)}
-            self._seconds, self._looks, self._windows = seconds, looks, [*windows]
-            self._window = Raw(ENCODER.encode(shown))
+        window = track.between(after, before)
+        made_of = (round(window.seconds, 1), *window[1:])
+        if made_of != self._window_of:
+            self._window_of = made_of
+            self._window = Raw(ENCODER.encode({**window_of(window), "waits": figures_of(window.waits)}))
         return self._window
 
 
@@ -129,17 +125,6 @@ def add_up(numbers: Sequence[int]) -> bool:
     return numbers[0] == sum(ended_and_in_flight)
 
 
-def together(after: Look, before: Look, windows: Sequence[Window]) -> Window:
-    """What moved in all of them."""
-    counts, latency = NOTHING, NONE
-    for one in windows:
-        if one.moved is not NOTHING:
-            counts = one.moved if counts is NOTHING else tuple(map(sum, zip(counts, one.moved, strict=True)))
-        if one.latency is not NONE:
-            latency = one.latency if latency is NONE else latency.plus(one.latency)
-    return Window(max(after.at - before.at, 1e-9), counts, latency, after.waits.since(before.waits))
-
-
 def window_of(window: Window) -> dict[str, Any]:
     """What happened of late. Rounded to what can be seen: there are many of them."""
     seconds = window.seconds
@@ -154,11 +139,11 @@ def window_of(window: Window) -> dict[str, Any]:
 def figures_of(buckets: Buckets) -> dict[str, Any]:
     """The same of buckets, without a snapshot between: there are four of these for most upstreams, every second."""
     heights = [*accumulate(buckets.counts)]
-    count = heights[-1]
+    count = heights[-1] if heights else 0
     if not count:
         return NO_FIGURES
-    highest = round(buckets.max, 6)
-    p50, p90, p99, at_most = [BOUNDED[bisect_left(heights, share * count)] for share in (0.5, 0.9, 0.99, 1.0)]
+    highest, first = round(buckets.max, 6), buckets.first
+    p50, p90, p99, at_most = [BOUNDED[first + bisect_left(heights, share * count)] for share in (0.5, 0.9, 0.99, 1.0)]
     return {
         "count": count,
         "mean": round(buckets.sum / count, 6),

@@ -2,6 +2,7 @@
 
     GET   /                                  the page; its files below /static/
     GET   /state  /live                      all numbers; the same each second, as server-sent events
+    GET   /live?details={name}               of each upstream what the page shows of all, and the details of that one
     GET   /metrics                           the numbers for Prometheus
     GET   /hystrix.stream                    the numbers for Hystrix' dashboard; also below /actuator/
     GET   /upstreams                         the upstreams
@@ -34,6 +35,7 @@ from aiohttp import web
 
 from gateway.admin.auth import Role
 from gateway.admin.folding import fold_into
+from gateway.admin.glance import Glance
 from gateway.admin.hystrix import HEADERS as OF_HYSTRIX
 from gateway.admin.hystrix import INTERVAL, PING, Hystrix
 from gateway.admin.journal import SHOWN, By, Record
@@ -99,12 +101,14 @@ class Routes:
         self.state = state
         self.tuning = tuning
         self.live = Stream("live", self._message)
+        glance = Glance(state)
+        self.glances = Stream("glances", glance.compose, whole=glance.whole, beside=glance.opened, on_end=glance.leave)
         self._hystrix = Hystrix(gate, state.sampler)
         self.hystrix = Stream(
             "hystrix", self._commands, every=INTERVAL, kind=KIND, packed=False, on_end=self._hystrix.leave
         )
         self._metrics = Metrics(gate, lag=lambda: state.sampler.lag[0])
-        self.streams = (self.live, self.hystrix)
+        self.streams = (self.live, self.glances, self.hystrix)
 
     def install(self, app: web.Application) -> None:
         """Add them all."""
@@ -112,7 +116,7 @@ class Routes:
         for path in page():
             get(path, self.file)
         get("/state", self.document)
-        get("/live", self.live.show)
+        get("/live", self.follow)
         get("/metrics", self.metrics)
         for path in ("/hystrix.stream", "/actuator/hystrix.stream"):
             get(path, self.hystrix.show)
@@ -140,6 +144,11 @@ class Routes:
     async def document(self, _: web.Request) -> web.Response:
         """All there is to see now."""
         return web.Response(body=await self.state.encoded(), content_type="application/json", charset="utf-8")
+
+    async def follow(self, request: web.Request) -> web.StreamResponse:
+        """All there is to see, each second; or with the details of one upstream, and of none if it is not named."""
+        details = request.query.get("details")
+        return await (self.live.show(request) if details is None else self.glances.show(request, details))
 
     async def _message(self) -> bytes:
         return b"data: %b\n\n" % await self.state.encoded()

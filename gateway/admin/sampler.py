@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context
-from itertools import accumulate
-from operator import add, sub
+from functools import reduce
+from itertools import accumulate, repeat
+from operator import add, itemgetter, sub
 from time import monotonic, time
 from typing import NamedTuple, Protocol
 
@@ -34,25 +35,29 @@ SPARK = 60
 """Seconds that a sparkline looks back over."""
 GENERATION = 300
 """Seconds after which advice begins to forget: it goes by the present generation and the one before."""
-SLICE, PAUSE = 6, 0.002
+SLICE, PAUSE = 20, 0.002
 """Upstreams that are looked at in one turn of the loop, and seconds until the next turn does: a call takes many turns,
-and all 200 at once would be felt in each of them."""
+and all 200 at once would be felt in each of them. A turn of its own costs as much as to look at a few of them."""
 
 MOVING = ("asked", "attempts", "retries", "overran", "refreshed", "refresh_failed", *map(str, ENDS))
 """What is taken of each operation, in this order."""
 ASKED, ATTEMPTS, RETRIES, REFRESHED = 0, 1, 2, 4
-SPARED = [MOVING.index(name) for name in ("cached", "coalesced")]
-DEGRADED = [MOVING.index(name) for name in ("last_good", "static", "handler", "alternate")]
-FAILED = [MOVING.index(name) for name in ("failed", "unknown", "rejected")]
+SPARED = itemgetter(*map(MOVING.index, ("cached", "coalesced")))
+DEGRADED = itemgetter(*map(MOVING.index, ("last_good", "static", "handler", "alternate")))
+FAILED = itemgetter(*map(MOVING.index, ("failed", "unknown", "rejected")))
 NOTHING = (0,) * len(MOVING)
-NO_BUCKETS = [0] * (len(BOUNDS) + 1)
 LOADS: list[int] = [*range(65), *(round(64 * 1.1**i) for i in range(1, 100))]
 """How many are in a pool: exactly up to 64, then in steps of 10 %, up to 800,000."""
 
 
 class Buckets(NamedTuple):
-    """A histogram as it was at some instant, or what came to it between two of them."""
+    """A histogram as it was at some instant, or what came to it between two of them.
 
+    `counts` begin at its place `first` and end where it does: what one operation takes differs by a few steps, and all
+    other places stay empty.
+    """
+
+    first: int
     counts: Sequence[int]
     sum: float
     max: float
@@ -61,26 +66,45 @@ class Buckets(NamedTuple):
     def of(cls, histogram: Histogram, before: Buckets | None = None) -> Buckets:
         """It as it is now; of one that has not moved since `before` there is only one copy."""
         # A snapshot would work out percentiles, and most of these nobody looks at.
-        counts, total = histogram._buckets, histogram._sum  # noqa: SLF001
+        counts, total, highest = histogram._buckets, histogram._sum, histogram._max  # noqa: SLF001
+        first = len(counts) if before is None else before.first
+        if any(counts[:first]):
+            first = next(place for place, number in enumerate(counts) if number)
+        elif first >= len(counts):
+            return NONE
+        counts = counts[first : bisect_left(histogram._bounds, highest) + 1]  # noqa: SLF001
         if before is not None and total == before.sum and counts == before.counts:
             return before
-        return cls(counts.copy(), total, histogram._max)  # noqa: SLF001
+        return cls(first, counts, total, highest)
 
     def since(self, before: Buckets) -> Buckets:
         """What came to it since then. Its `max` may be too high: by the step of a bucket, no more than that."""
-        if before is self:
+        if not before.counts:
+            return self
+        if before is self or before.counts == self.counts:
             return NONE
-        return Buckets(list(map(sub, self.counts, before.counts)), self.sum - before.sum, self.max)
+        counts = list(map(sub, self.counts, before._from(self.first, len(self.counts))))
+        return Buckets(self.first, counts, self.sum - before.sum, self.max)
 
     def plus(self, other: Buckets) -> Buckets:
         """Both together."""
-        counts = list(map(add, self.counts, other.counts))
-        return Buckets(counts, self.sum + other.sum, max(self.max, other.max))
+        if not self.counts or not other.counts:
+            return self if self.counts else other
+        first = min(self.first, other.first)
+        size = max(self.first + len(self.counts), other.first + len(other.counts)) - first
+        counts = list(map(add, self._from(first, size), other._from(first, size)))
+        return Buckets(first, counts, self.sum + other.sum, max(self.max, other.max))
+
+    def _from(self, first: int, size: int) -> Sequence[int]:
+        """As many counts from an earlier place on."""
+        before = self.first - first
+        after = size - before - len(self.counts)
+        return [*repeat(0, before), *self.counts, *repeat(0, after)] if before or after else self.counts
 
     def snapshot(self) -> LatencySnapshot:
         """The figures."""
         heights = list(accumulate(self.counts))
-        count = heights[-1]
+        count = heights[-1] if heights else 0
         if not count:
             return IDLE
         return LatencySnapshot(
@@ -100,14 +124,19 @@ class Buckets(NamedTuple):
     def quantile(self, share: float) -> float:
         """What this share of them does not exceed, in seconds; at most the step of a bucket too high. 0.0 of none."""
         heights = list(accumulate(self.counts))
-        return self._at(heights, share) if heights[-1] else 0.0
+        return self._at(heights, share) if heights and heights[-1] else 0.0
+
+    def bars(self) -> Iterator[tuple[float, int]]:
+        """Each bound that something was below, and how much; seconds. The last has no end, but its `max`."""
+        bounds = [*BOUNDS[self.first :], self.max]
+        return ((bound, number) for bound, number in zip(bounds, self.counts, strict=False) if number)
 
     def _at(self, heights: Sequence[int], share: float) -> float:
-        place = bisect_left(heights, share * heights[-1])
+        place = self.first + bisect_left(heights, share * heights[-1])
         return min(BOUNDS[place], self.max) if place < len(BOUNDS) else self.max
 
 
-NONE = Buckets(NO_BUCKETS, 0.0, 0.0)
+NONE = Buckets(len(BOUNDS) + 1, (), 0.0, 0.0)
 IDLE = LatencySnapshot(count=0, mean=0.0, p50=0.0, p90=0.0, p99=0.0, max=0.0)
 
 
@@ -126,6 +155,11 @@ class Loads:
         self.looks += 1
         if load > self.max:
             self.max = load
+
+    def rest(self, looks: int) -> None:
+        """So many looks that saw nobody."""
+        self.counts[0] += looks
+        self.looks += looks
 
     def plus(self, other: Loads) -> Loads:
         """Both together."""
@@ -155,28 +189,39 @@ class Mark(NamedTuple):
     latency: Buckets
 
     @classmethod
-    def of(cls, operation: Operation[..., object], before: Mark | None = None) -> Mark:
+    def of(cls, operation: Operation[..., object], before: Mark) -> Mark:
         """As they are now; of one that has not moved since `before` there is only one."""
-        tally = operation.tally
+        tally, latency = operation.tally, operation.latency
         counts = (
             *(tally.asked, tally.attempts, tally.retries, tally.overran, tally.refreshed, tally.refresh_failed),
             *tally.ended.values(),
         )
-        latency = Buckets.of(operation.latency, None if before is None else before.latency)
-        if before is not None and latency is before.latency and counts == before.counts:
+        if counts == before.counts and latency._sum == before.latency.sum:  # noqa: SLF001 - see Buckets
             return before
-        return cls(counts, latency)
+        return cls(counts, Buckets.of(latency, before.latency))
 
 
 BEGINNING = Mark(NOTHING, NONE)
 
 
-class Look(NamedTuple):
-    """An upstream's totals at some instant: of each operation, and the waits of the calls that queued."""
+class Look:
+    """An upstream's totals at some instant: of each operation, of all, and the waits of the calls that queued."""
 
-    at: float
-    operations: dict[str, Mark]
-    waits: Buckets
+    __slots__ = ("_latency", "at", "counts", "operations", "waits")
+
+    def __init__(self, at: float, operations: dict[str, Mark], counts: tuple[int, ...], waits: Buckets) -> None:
+        self.at = at
+        self.operations = operations
+        self.counts = counts
+        self.waits = waits
+        self._latency: Buckets | None = None
+
+    @property
+    def latency(self) -> Buckets:
+        """The service times of all operations: put together when somebody looks at them."""
+        if self._latency is None:
+            self._latency = reduce(Buckets.plus, (mark.latency for mark in self.operations.values()), NONE)
+        return self._latency
 
 
 class Window(NamedTuple):
@@ -214,12 +259,14 @@ class Span:
 class Track:
     """What is kept of one upstream."""
 
-    def __init__(self, look: Look) -> None:
+    def __init__(self, look: Look, second: int = 0) -> None:
         self.looks: deque[Look] = deque([look], WINDOW + 1)
+        self.second = second  # the one of the sampler that was taken last
         self.asked, self.degraded, self.failed = (deque([0.0] * SPARK, SPARK) for _ in range(3))  # a second each
         self.still_for = SPARK  # seconds in which no spark moved
         self.arrivals: deque[float] = deque(maxlen=2 * GENERATION)
         self.peaks: deque[int] = deque([0], WINDOW)  # the most that were in the pool, second by second
+        self.busy = 0  # looks of this second that saw somebody in the pool
         self.spans: deque[Span] = deque([Span(look)], 2)
 
     @property
@@ -231,6 +278,11 @@ class Track:
     def ends(self) -> tuple[Look, Look]:
         """The looks that the window of now lies between, the later one first."""
         return self.looks[-1], self.looks[0]
+
+    @property
+    def moved(self) -> bool:
+        """Whether anything was counted in the last second."""
+        return len(self.looks) == 1 or self.looks[-1].operations is not self.looks[-2].operations
 
     @property
     def began(self) -> Look:
@@ -249,61 +301,50 @@ class Track:
         return self.still_for >= SPARK
 
     def tick(self, in_use: int, waiting: bool) -> None:  # noqa: FBT001 - five times a second for each upstream
-        """A look at the pool."""
+        """A look at the pool that saw somebody in it; those that saw nobody are told of all at once."""
         span = self.spans[-1]
+        self.busy += 1
         span.loads.record(in_use)
         span.queued += waiting
         if in_use > self.peaks[-1]:
             self.peaks[-1] = in_use
 
-    def take(self, look: Look) -> None:
-        """A look at the totals, about a second after the last one."""
+    def take(self, look: Look, looks: int = 0) -> None:
+        """A look at the totals, about a second after the last one, and after so many looks at the pool."""
         before = self.looks[-1]
         seconds = look.at - before.at
         if seconds <= 0.0:
             return
         self.looks.append(look)
-        asked, degraded, failed, wanted = moved(look.operations, before.operations)
+        came = NOTHING if look.counts == before.counts else tuple(map(sub, look.counts, before.counts))
+        asked, degraded, failed = came[ASKED], sum(DEGRADED(came)), sum(FAILED(came))
         for spark, number in ((self.asked, asked), (self.degraded, degraded), (self.failed, failed)):
             spark.append(number and round(number / seconds, 2))
         self.still_for = 0 if asked or degraded or failed else self.still_for + 1
-        self.arrivals.append(wanted / seconds)
+        # A place in the pool was for each call that memory did not answer, nor an identical one in flight, for each
+        # retry, and each refresh.
+        wanted = asked + came[RETRIES] + came[REFRESHED] - sum(SPARED(came))
+        self.arrivals.append(max(0, wanted) / seconds)
+        self.spans[-1].loads.rest(max(0, looks - self.busy))
+        self.busy = 0
         self.peaks.append(0)
         if look.at - self.spans[-1].began_at >= GENERATION:
             self.spans.append(Span(look))
 
     def between(self, after: Look, before: Look, operation: str | None = None) -> Window:
         """What happened between two looks, to all operations or to one."""
-        names = after.operations if operation is None else (operation,)
-        counts, latency = NOTHING, NONE
-        for name in names:
-            new, old = after.operations.get(name, BEGINNING), before.operations.get(name, BEGINNING)
-            if new.counts != old.counts:
-                counts = tuple(map(add, counts, map(sub, new.counts, old.counts)))
-            came = new.latency.since(old.latency)
-            latency = latency if came is NONE else came if latency is NONE else latency.plus(came)
-        return Window(max(after.at - before.at, 1e-9), counts, latency, after.waits.since(before.waits))
+        new, old = (
+            (after, before)
+            if operation is None
+            else (after.operations.get(operation, BEGINNING), before.operations.get(operation, BEGINNING))
+        )
+        counts = NOTHING if new.counts == old.counts else tuple(map(sub, new.counts, old.counts))
+        latency, waits = new.latency.since(old.latency), after.waits.since(before.waits)
+        return Window(max(after.at - before.at, 1e-9), counts, latency, waits)
 
     def window(self, operation: str | None = None) -> Window:
         """What happened in the last `WINDOW` seconds."""
         return self.between(*self.ends, operation)
-
-
-def moved(after: dict[str, Mark], before: dict[str, Mark]) -> tuple[int, int, int, int]:
-    """How many were asked, answered by a tier, and left without an answer; and how many a place in the pool was for.
-
-    That is for each call that memory did not answer, nor an identical one in flight, for each retry, and each refresh.
-    """
-    asked = degraded = failed = wanted = 0
-    for name, mark in after.items():
-        old = before.get(name, BEGINNING).counts
-        new = mark.counts
-        if new != old:
-            asked += new[ASKED] - old[ASKED]
-            degraded += sum(new[i] - old[i] for i in DEGRADED)
-            failed += sum(new[i] - old[i] for i in FAILED)
-            wanted += sum(new[i] - old[i] for i in (ASKED, RETRIES, REFRESHED)) - sum(new[i] - old[i] for i in SPARED)
-    return asked, degraded, failed, max(0, wanted)
 
 
 class Upstreams(Protocol):
@@ -327,7 +368,8 @@ class Sampler:
         self.wall = wall
         self.tracks: dict[str, Track] = {}
         self.lags: deque[float] = deque([0.0], SPARK)  # the worst of each second
-        self.seconds = 0
+        self.seconds = 0  # that were taken
+        self._looks = 0  # at the pools, in this second
         self.each: list[Callable[[], object]] = []
         self.of_each: list[Callable[[Upstream], object]] = []
         self.clock: Clock = monotonic
@@ -369,13 +411,14 @@ class Sampler:
         """What is kept of an upstream; of one that is new, from now on."""
         track = self.tracks.get(upstream.name)
         if track is None:
-            track = self.tracks[upstream.name] = Track(look_of(upstream, self.clock()))
+            track = self.tracks[upstream.name] = Track(look_of(upstream, self.clock()), self.seconds)
         return track
 
     def look_at(self, upstream: Upstream) -> None:
         """Take its totals."""
         track = self.track(upstream)
-        track.take(look_of(upstream, self.clock(), track.now))
+        track.take(look_of(upstream, self.clock(), track.now), self._looks)
+        track.second = self.seconds + 1
 
     async def _run(self) -> None:
         due = self.clock() + TICK
@@ -393,10 +436,12 @@ class Sampler:
     def tick(self, late: float) -> None:
         """Look at the pools."""
         self.lags[-1] = max(self.lags[-1], late)
+        self._looks += 1
         for upstream in self.gate:
             bulkhead = upstream.bulkhead
             in_use = bulkhead.in_use
-            self.track(upstream).tick(in_use, in_use >= bulkhead.policy.limit and bulkhead.waiting > 0)
+            if in_use:
+                self.track(upstream).tick(in_use, in_use >= bulkhead.policy.limit and bulkhead.waiting > 0)
 
     async def take_second(self) -> None:
         """Look at the totals of all, a few in each turn of the loop."""
@@ -407,13 +452,25 @@ class Sampler:
             for hears in self.of_each:
                 hears(upstream)
         self.lags.append(0.0)
+        self._looks = 0
         self.seconds += 1
         for listener in self.each:
             listener()
 
 
 def look_of(upstream: Upstream, at: float, before: Look | None = None) -> Look:
-    """The totals of an upstream as they are now."""
+    """The totals of an upstream as they are now. What has not moved since `before` is the same object."""
     known = {} if before is None else before.operations
-    operations = {operation.name: Mark.of(operation, known.get(operation.name)) for operation in upstream}
-    return Look(at, operations, Buckets.of(upstream.waits, None if before is None else before.waits))
+    operations = known
+    for operation in upstream:
+        old = known.get(operation.name, BEGINNING)
+        mark = Mark.of(operation, old)
+        if mark is not old:
+            if operations is known:
+                operations = known.copy()
+            operations[operation.name] = mark
+    waits = Buckets.of(upstream.waits, None if before is None else before.waits)
+    if before is not None and operations is known:
+        return Look(at, operations, before.counts, waits)
+    counts = tuple(map(sum, zip(NOTHING, *[mark.counts for mark in operations.values()], strict=True)))
+    return Look(at, operations, counts, waits)

@@ -107,9 +107,10 @@ class State:
         self.stories = Stories(gate, clock=self.sampler.now, plain_every=plain_every, errors=errors)
         self.hystrix = Hystrix(gate, self.sampler)
         self._warned: dict[str, tuple[str, ...]] = {}
-        self._endpoints: dict[str, dict[str, str]] = {}
+        self._endpoints: dict[str, dict[str, str]] = {}  # the states that were told, by what is shown of the URLs
+        self._states: dict[str, dict[str, str]] = {}
         self._pieces: dict[str, Pieces] = {}
-        self._amiss: set[str] = set()  # operations whose numbers do not add up, which is told once
+        self._amiss: set[tuple[str, str]] = set()  # operations whose numbers do not add up, which is told once
 
     def start(self) -> None:
         """Begin, on the running loop."""
@@ -142,6 +143,10 @@ class State:
         return ENCODER.encode(self._around(parts))
 
     def _around(self, upstreams: list[Any]) -> Document:
+        return {**self.around(), "upstreams": upstreams, "events": self.lines()}
+
+    def around(self) -> Document:
+        """What is there beside the upstreams and the log."""
         sampler = self.sampler
         late, latest = sampler.lag
         return {
@@ -153,18 +158,29 @@ class State:
                 "uptime": sampler.clock() - sampler.began_at,
                 "journal": self.journal,
             },
-            "upstreams": upstreams,
-            "events": [
-                {
-                    "id": line.id,
-                    "at": sampler.wall_of(line.at),
-                    "kind": line.kind,
-                    "upstream": line.upstream,
-                    "text": line.text,
-                }
-                for line in self.stories.lines
-            ],
         }
+
+    def lines(self, after: int = 0) -> list[Document]:
+        """The log, from the line after this one on."""
+        return [
+            {
+                "id": line.id,
+                "at": self.sampler.wall_of(line.at),
+                "kind": line.kind,
+                "upstream": line.upstream,
+                "text": line.text,
+            }
+            for line in self.stories.lines
+            if line.id > after
+        ]
+
+    def endpoints_of(self, upstream: Upstream) -> Mapping[str, str] | None:
+        """The states of its endpoints, as of the last second; None if it is no HTTP upstream."""
+        return self._endpoints.get(upstream.name, {}) if isinstance(upstream, HttpUpstream) else None
+
+    def adds_up(self, upstream: Upstream) -> bool:
+        """Promise 10, as of the last second."""
+        return not any(name == upstream.name for name, _ in self._amiss)
 
     def upstream(self, upstream: Upstream) -> Raw:
         """One upstream, as JSON: what was put down of it the last time, if nothing has moved."""
@@ -179,7 +195,7 @@ class State:
         endpoints = upstream.endpoints.endpoints if isinstance(upstream, HttpUpstream) else None
         made_of = Made(
             operations=operations,
-            window=pieces.window(after, before, [one.window for one in operations]),
+            window=pieces.window(after, before, track),
             spark=None if track.is_flat else after.at,
             circuit=upstream.breaker.snapshot(),
             since=self.stories.since(name),
@@ -295,14 +311,17 @@ class State:
             self._warned[upstream.name] = upstream.warnings
         if isinstance(upstream, HttpUpstream):
             self._look_at_endpoints(upstream)
-        for operation in upstream:
-            self._add_up(upstream, operation)
+        if self.sampler.track(upstream).moved:
+            for operation in upstream:
+                self._add_up(upstream, operation)
 
     def _look_at_endpoints(self, upstream: HttpUpstream) -> None:
-        known = self._endpoints.get(upstream.name, {})
-        present = {bare(shot.url): WORDS.get(shot.state, shot.state) for shot in upstream.endpoints.endpoints}
-        if present == known:
+        states = upstream.routes.endpoints.states()
+        if states == self._states.get(upstream.name):
             return
+        self._states[upstream.name] = states
+        known = self._endpoints.get(upstream.name, {})
+        present = {bare(url): WORDS.get(state, state) for url, state in states.items()}
         for url, state in present.items():
             before = known.get(url)
             if before != state and (before is not None or state != "up"):
@@ -313,8 +332,7 @@ class State:
 
     def _add_up(self, upstream: Upstream, operation: Operation[..., Any]) -> None:
         """Promise 10, for as long as anybody watches. It holds between any two lines of ours: nothing awaits here."""
-        name = f"{upstream.name}.{operation.name}"
-        tally = operation.tally
+        name, tally = (upstream.name, operation.name), operation.tally
         adds_up = tally.asked == len(operation.calls) + sum(tally.ended.values())
         if not adds_up and name not in self._amiss:
             self._amiss.add(name)

@@ -276,6 +276,11 @@ class Endpoints:
             panic=self._panic,
         )
 
+    def states(self) -> dict[str, StateName]:
+        """The state that each is in now, by its url: what is worth a look every second."""
+        self._look(self.clock())
+        return {url: endpoint.name for url, endpoint in self._all.items()}
+
     # -- what a verdict changes
 
     def _eject(self, endpoint: Endpoint, at: float) -> None:

@@ -1,0 +1,155 @@
+"""What the overview shows of each upstream, and of those that moved: what 200 of them cost somebody who looks.
+
+The page shows all upstreams at a glance, and the details of one. So it is told of each what a row shows, all of it
+once, and from then on what is another since the message before. What rests is not told again: its sparkline moves on
+in the browser, by as many seconds as the message says. The details of the one that is open come beside it.
+
+    glance = Glance(state)
+    news = await glance.compose()     # once a second, when the sampler has taken it
+    everything = glance.whole()       # for whoever has not got the message before
+    glance.leave()
+"""
+
+from __future__ import annotations
+
+from asyncio import Event, sleep
+from typing import NamedTuple
+
+from gateway.admin.pieces import ENCODER, figures_of, number
+from gateway.admin.sampler import MOVING, SPARK, Track, Window
+from gateway.admin.state import CIRCUITS, Document, State, left
+from gateway.upstream import Upstream
+
+SLICE, PAUSE = 20, 0.002
+"""Upstreams that are put down in one turn of the loop, and seconds until the next turn does."""
+NO_OWN: list[str] = []
+
+
+class Shown(NamedTuple):
+    """A row, save its sparklines, and all that it was made of."""
+
+    made_of: tuple[object, ...]
+    row: Document
+
+
+class Glance:
+    """Rows of all upstreams, kept from the first `compose` until `leave`."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._sampler = state.sampler
+        self._shown: dict[str, Shown] = {}
+        self._taken = Event()
+        self._listens = False
+        self._number = 0  # of the last message
+        self._second = 0  # the last one of the sampler that it told of
+        self._line = 0  # of the log, that was told last
+
+    def leave(self) -> None:
+        """Nobody looks any more."""
+        if self._listens:
+            self._listens = False
+            self._sampler.each.remove(self._taken.set)
+            self._shown.clear()
+
+    async def compose(self) -> bytes:
+        """What is another since the message before, when the sampler has taken another second; at first, at once."""
+        if self._listens:
+            await self._taken.wait()
+        else:
+            self._listens = True
+            self._sampler.each.append(self._taken.set)
+        self._taken.clear()
+        second = self._sampler.seconds
+        passed = second - self._second
+        rows: list[Document] = []
+        for place, upstream in enumerate(self._state.gate):
+            if place and place % SLICE == 0:
+                await sleep(PAUSE)
+            track = self._sampler.track(upstream)
+            sparks = sparks_of(track, second, passed)
+            if self._moves(upstream, track) or any(map(any, sparks.values())):
+                rows.append({**self._shown[upstream.name].row, **sparks})
+        after, self._number, self._second = self._number, self._number + 1, second
+        lines = self._state.lines(after=self._line)
+        if lines:
+            self._line = lines[-1]["id"]
+        return self._message(rows, lines, after=after, seconds=passed)
+
+    def whole(self) -> bytes:
+        """All there is to see, as of the last message."""
+        rows = []
+        for upstream in self._state.gate:
+            shown = self._shown.get(upstream.name)
+            if shown is not None:  # else it is new, and in the next message
+                rows.append({**shown.row, **sparks_of(self._sampler.track(upstream), self._second)})
+        return self._message(rows, [line for line in self._state.lines() if line["id"] <= self._line])
+
+    def opened(self, name: str) -> bytes:
+        """The details of one upstream, as in the whole document; nothing of one that there is not."""
+        gate = self._state.gate
+        if name not in gate:
+            return b""
+        return b'data: {"opened":%b}\n\n' % bytes(self._state.upstream(gate[name]))
+
+    def _message(self, rows: list[Document], lines: list[Document], **since: int) -> bytes:
+        around = {"number": self._number, **since, **self._state.around(), "upstreams": rows, "events": lines}
+        return b"data: %b\n\n" % ENCODER.encode(around)
+
+    def _moves(self, upstream: Upstream, track: Track) -> bool:
+        """Whether its row is another than it was; then it is put down anew."""
+        state, pool, breaker = self._state, upstream.bulkhead, upstream.breaker
+        after, before = track.ends
+        window = (after.operations, before.operations, after.waits, before.waits, round(after.at - before.at, 1))
+        circuit, closes_in = "closed", None
+        if not breaker.at_rest:
+            shot = breaker.snapshot()
+            circuit, closes_in = shot.state, left(shot.open_until, upstream.clock())
+        own = [one.state.name for _, one in upstream.circuits if not one.at_rest] if len(upstream.circuits) else NO_OWN
+        endpoints = state.endpoints_of(upstream)
+        drift, adds_up = state.tuned(upstream.name).drift, state.adds_up(upstream)
+        places = (pool.in_use, pool.abandoned, pool.waiting, pool.peak)
+        made_of = (window, places, circuit, closes_in, own, endpoints, drift, adds_up, upstream.policy)
+        kept = self._shown.get(upstream.name)
+        if kept is not None and kept.made_of == made_of:
+            return False
+        policy = upstream.policy
+        row = {
+            "name": upstream.name,
+            "kind": "plain" if endpoints is None else "http",
+            "drift": {knob: [number(old), number(new)] for knob, (old, new) in drift.items()},
+            "circuit": {"state": circuit, "closes_in": closes_in, "enforced": policy.breaker.enforce},
+            "circuits": [{"state": name} for name in own[:CIRCUITS]],
+            "pool": {
+                "limit": number(policy.bulkhead.limit),
+                "in_use": pool.in_use,
+                "abandoned": pool.abandoned,
+                "waiting": pool.waiting,
+                "queue": number(policy.bulkhead.queue),
+                "peak": pool.peak,
+            },
+            "window": moving(track.window()),
+            "adds_up": adds_up,
+            "endpoints": None if endpoints is None else [{"state": name} for name in endpoints.values()],
+        }
+        self._shown[upstream.name] = Shown(made_of, row)
+        return True
+
+
+def sparks_of(track: Track, second: int, seconds: int = SPARK) -> dict[str, list[float]]:
+    """The last seconds of its sparklines, up to that second of the sampler's, which may be at work on the next one."""
+    end = SPARK - max(0, track.second - second)
+    places = range(max(0, end - seconds), end)
+    sparks = {"spark": track.asked, "spark_degraded": track.degraded, "spark_failed": track.failed}
+    return {name: [spark[place] for place in places] for name, spark in sparks.items()}
+
+
+def moving(window: Window) -> Document:
+    """What happened of late, as in the whole document; but a rate that is not there is 0."""
+    seconds = window.seconds
+    return {
+        "seconds": round(seconds, 3),
+        "rates": {name: round(count / seconds, 3) for name, count in zip(MOVING, window.moved, strict=True) if count},
+        "latency": figures_of(window.latency),
+        "waits": figures_of(window.waits),
+    }
