@@ -27,10 +27,12 @@ function route() {
   let name = "overview";
   if (first === "upstreams" && second) {
     name = "upstream";
+    line.open(decoded(second));
     part = new UpstreamPage({ name: decoded(second), past, refused, said: say });
   } else if (first === "why") part = new Why({ refused }), name = "why";
   else if (first === "audit") part = new Audit({ refused }), name = "audit";
   else part = overview;
+  if (name !== "upstream") line.open("");
   byId("main").replaceChildren(part.node);
   document.documentElement.dataset.route = name;
   for (const link of document.querySelectorAll("[data-route].tool")) set(link, "aria-current", link.dataset.route === name ? "page" : null);
@@ -149,5 +151,5 @@ byId("theme").addEventListener("click", () => theme(true));
 byId("help").addEventListener("click", help);
 addEventListener("hashchange", route);
 theme(false);
-route();
 const line = new Line({ told: show, changed });
+route();

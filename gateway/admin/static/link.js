@@ -3,6 +3,8 @@
 // The stream is read with fetch, not EventSource, which cannot send a token; and the token is never part of an
 // address, where logs and histories would keep it. It lives in the tab's session and dies with it.
 
+import { News } from "./news.js";
+
 const TOKEN = "gateway-token", OPERATOR = "gateway-operator";
 const SILENT_FOR = 3500, GIVE_UP_AFTER = 8000, AGAIN = [500, 1000, 2000, 4000];
 
@@ -53,18 +55,25 @@ export async function ask(path, { method = "GET", body, etag, why } = {}) {
   return { content, etag: response.headers.get("ETag") };
 }
 
-/** Follow the stream for ever. `told` gets each document, `changed` how the line is: live, lost, or locked. */
+/** Follow the stream for ever, from the first `open`. `told` gets what is known, `changed` how the line is: live, lost, or locked. */
 export class Line {
   constructor({ told, changed }) {
     this.told = told;
     this.changed = changed;
+    this.details = null;
     this.heard = 0;
     this.failures = 0;
     this.reading = null;
     this.waiting = null;
     document.addEventListener("visibilitychange", () => document.hidden ? this.rest() : this.again());
     setInterval(() => this.watch(), 500);
-    this.again();
+  }
+
+  /** Have the details of this upstream told, too; of none: "". */
+  open(name) {
+    if (this.details === name) return;
+    this.details = name;
+    if (!document.hidden) this.again();
   }
 
   /** A tab that nobody sees costs the server nothing. */
@@ -88,11 +97,12 @@ export class Line {
   async read(mine) {
     this.waiting = null;
     try {
-      const response = await fetch("live", { headers: headers({ Accept: "text/event-stream" }), cache: "no-store", signal: mine.signal });
+      const news = new News(), response = await fetch(`live?details=${encodeURIComponent(this.details)}`, { headers: headers({ Accept: "text/event-stream" }), cache: "no-store", signal: mine.signal });
       if (response.status === 401 || response.status === 403) return this.changed("locked", response.status);
       if (!response.ok) throw new Error(`the server answers ${response.status}`);
       for await (const text of events(response.body)) {
-        const content = JSON.parse(text);
+        const content = news.hear(JSON.parse(text));
+        if (!content) continue;
         this.heard = performance.now();
         this.failures = 0;
         this.changed("live");

@@ -18,11 +18,11 @@ export class Past {
 
   keep({ upstreams }) {
     const names = new Set();
-    for (const { name, pool, window, budget } of upstreams) {
+    for (const { name, pool, window } of upstreams) {
       names.add(name);
       let past = this.of.get(name);
       if (!past) this.of.set(name, past = []);
-      past.push({ in_use: pool.in_use, waiting: pool.waiting, limit: number(pool.limit), p50: window.latency.count ? window.latency.p50 : NaN, p99: window.latency.count ? window.latency.p99 : NaN, budget });
+      past.push({ in_use: pool.in_use, waiting: pool.waiting, limit: number(pool.limit), p50: window.latency.count ? window.latency.p50 : NaN, p99: window.latency.count ? window.latency.p99 : NaN });
       if (past.length > SECONDS) past.shift();
     }
     for (const name of this.of.keys()) if (!names.has(name)) this.of.delete(name);
@@ -124,6 +124,7 @@ export class UpstreamPage {
     set(this.node, "data-level", String(level));
     write(this.mark, LEVELS[level][0]);
     write(this.reason, `${reason} · ${told.kind === "http" ? "HTTP" : "functions"}`);
+    if (!told.operations) return;  // its details are under way
     keyed(this.warnings, told.warnings, { key: (text) => text, make: (text) => ({ node: element("li", {}, "▲ ", text) }) });
     this.tune.follow(told.etag);
     this.showDrift(told);
