@@ -100,8 +100,9 @@ async def look(how: str, url: str) -> None:
     gone = processes.until_stdin_ends()
     async with ClientSession(url, auto_decompress=False, timeout=ClientTimeout(total=None)) as session:
 
-        async def view() -> None:
-            async with session.get("/live", headers={"Accept-Encoding": "gzip"}) as response:
+        async def view(details: str) -> None:
+            order = {"params": {"details": details}, "headers": {"Accept-Encoding": "gzip"}}
+            async with session.get("/live", **order) as response:
                 async for _ in response.content.iter_any():
                     pass
 
@@ -111,16 +112,14 @@ async def look(how: str, url: str) -> None:
                     await response.read()
                 await asyncio.sleep(1.0)
 
-        looking = [asyncio.create_task(view() if how == WATCHED else scrape()) for _ in range(seats(how))]
+        # One in four has an upstream open; the others look at all of them.
+        open_there = [f"upstream-{seat}" if seat % 4 == 0 else "" for seat in range(VIEWERS)]
+        looks = [scrape()] if how == SCRAPED else [view(details) for details in open_there]
+        looking = [asyncio.create_task(one) for one in looks]
         await gone.wait()
         for task in looking:
             task.cancel()
         await asyncio.gather(*looking, return_exceptions=True)
-
-
-def seats(how: str) -> int:
-    """How many look."""
-    return VIEWERS if how == WATCHED else 1
 
 
 async def turns(
