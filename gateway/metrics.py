@@ -1,6 +1,7 @@
 """The numbers of a gateway for Prometheus, in its own format or as OpenMetrics.
 
-    body, content_type = exposition(gate, accept=request.headers.get("Accept", ""))
+    metrics = Exposition(gate)
+    body, content_type = metrics.read(request.headers.get("Accept", ""))
 
     prometheus_client.REGISTRY.register(Metrics(gate))    # or beside your own, in the registry you have
 
@@ -13,8 +14,7 @@ from __future__ import annotations
 
 from asyncio import sleep
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from prometheus_client import Metric
 from prometheus_client.exposition import choose_encoder
@@ -22,6 +22,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from gateway.counts import AGE_BOUNDS, BOUNDS, Histogram
+from gateway.exposition import Buckets, Encode, Family, Lines, Read, Samples, Spelling
 from gateway.http.client import HttpUpstream
 from gateway.operation import Operation
 from gateway.upstream import Upstream
@@ -29,26 +30,8 @@ from gateway.upstream import Upstream
 STATES = ("closed", "open", "half_open", "isolated")
 ENDPOINT_STATES = ("healthy", "ramping", "ejected", "down", "draining")
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
-SLICE = 8
-"""Upstreams that are read in one turn of the loop."""
-F = TypeVar("F", bound=Metric)
-
-
-class Buckets:
-    """Fewer bounds than a histogram has, each one of its own: what is counted below it is exact."""
-
-    def __init__(self, bounds: Sequence[float], every: int, *, first: float, last: float) -> None:
-        chosen = [i for i in range(0, len(bounds), every) if first <= bounds[i] <= last]
-        self.places = [*chosen, len(bounds)]
-        self.names = [*(str(bounds[i]) for i in chosen), "+Inf"]
-
-    def of(self, histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
-        """Name and height of each, and the sum."""
-        heights = list(accumulate(histogram._buckets))  # noqa: SLF001 - a snapshot has no buckets
-        each: list[tuple[str, float]] = [
-            (name, heights[place]) for name, place in zip(self.names, self.places, strict=True)
-        ]
-        return each, histogram._sum  # noqa: SLF001
+SLICE, PAUSE = 8, 0.002
+"""Upstreams that are read in one turn of the loop, and seconds until the next turn."""
 
 
 DURATIONS = Buckets(BOUNDS, 4, first=200e-6, last=40.0)
@@ -65,15 +48,29 @@ class Gate(Protocol):
         ...
 
 
-class Reading:
-    """The metrics of one scrape."""
+class Series(Protocol):
+    """A family in one scrape."""
 
-    def __init__(self, lag: float | None = None) -> None:
-        self.all: list[Metric] = []
+    def add(self, labels: tuple[str, ...], number: float) -> None:
+        """A series of it."""
+        ...
+
+    def observe(self, labels: tuple[str, ...], histogram: Histogram) -> None:
+        """A histogram of it."""
+        ...
+
+
+S = TypeVar("S", bound=Series)
+
+
+class Reading(Generic[S]):
+    """The metrics of one scrape; `begin` begins a family of it."""
+
+    def __init__(self, begin: Callable[[Family], S], lag: float | None = None) -> None:
+        self.all: list[S] = []
+        self._begin = begin
         if lag is not None:
-            self._gauge(
-                "event_loop_lag_seconds", "How late a timer of the event loop came of late, at worst"
-            ).add_metric((), lag)
+            self._gauge("event_loop_lag_seconds", "How late a timer of the event loop came of late, at worst").add((), lag)
         each = ("upstream", "operation")
         of = ("upstream",)
         counter, gauge, histogram = self._counter, self._gauge, self._histogram
@@ -86,15 +83,15 @@ class Reading:
         self.fallback_failed = counter("fallback_failures", "Tiers that raised, came too late, or were full", *each)
         self.refreshed = counter("refreshes", "Remembered answers that were asked for anew in the background", *each)
         self.refresh_failed = counter("refresh_failures", "Those of them that came to nothing", *each)
-        self.took = histogram("attempt_duration_seconds", "How long tries took that succeeded", *each)
-        self.ages = histogram("answer_age_seconds", "How old remembered answers were when they were given", *each)
+        self.took = histogram(DURATIONS, "attempt_duration_seconds", "How long tries took that succeeded", *each)
+        self.ages = histogram(AGES, "answer_age_seconds", "How old remembered answers were when they were given", *each)
         self.entries = gauge("memory_entries", "Answers that are remembered", *each)
         self.bytes = gauge("memory_bytes", "What they take, as counted", *each)
         self.hits = counter("memory_hits", "Answers that memory had", *each)
         self.misses = counter("memory_misses", "Answers that memory did not have", *each)
         self.too_old = counter("memory_too_old", "Answers that memory had, older than allowed", *each)
         self.evicted = counter("memory_evicted", "Answers that others drove out", *each)
-        self.waits = histogram("queue_wait_seconds", "How long calls waited that queued for a place", *of)
+        self.waits = histogram(DURATIONS, "queue_wait_seconds", "How long calls waited that queued for a place", *of)
         self.limit = gauge("pool_limit", "Places in the pool", *of)
         self.in_use = gauge("pool_in_use", "Places that are taken", *of)
         self.abandoned = gauge("pool_abandoned", "Of those, places of threads whose caller has left", *of)
@@ -124,11 +121,11 @@ class Reading:
         if upstream.budget is not None:
             upstream._pay_in()  # noqa: SLF001 - as its snapshot does: what is left is known only then
             shot = upstream.budget.snapshot()
-            self.budget.add_metric(name, shot.left)
-            self.suppressed.add_metric(name, shot.suppressed)
-        self.waits.add_metric(name, *DURATIONS.of(upstream.waits))
+            self.budget.add(name, shot.left)
+            self.suppressed.add(name, shot.suppressed)
+        self.waits.observe(name, upstream.waits)
         for limit in ("call", "attempt"):
-            self.timeout.add_metric((*name, limit), getattr(upstream.policy.timeout, limit))
+            self.timeout.add((*name, limit), getattr(upstream.policy.timeout, limit))
         for operation in upstream:
             self._operation(operation, (*name, operation.name))
         if isinstance(upstream, HttpUpstream):
@@ -136,77 +133,78 @@ class Reading:
 
     def _operation(self, operation: Operation[..., Any], name: tuple[str, str]) -> None:
         tally = operation.tally
-        self.asked.add_metric(name, tally.asked)
+        self.asked.add(name, tally.asked)
         for end, count in tally.ended.items():
-            self.ended.add_metric((*name, str(end)), count)
-        self.in_flight.add_metric(name, len(operation.calls))
-        self.attempts.add_metric(name, tally.attempts)
-        self.retries.add_metric(name, tally.retries)
-        self.overran.add_metric(name, tally.overran)
-        self.fallback_failed.add_metric(name, operation._fallback.failed)  # noqa: SLF001 - see `add`
-        self.took.add_metric(name, *DURATIONS.of(operation.latency))
-        self.refreshed.add_metric(name, tally.refreshed)
-        self.refresh_failed.add_metric(name, tally.refresh_failed)
+            self.ended.add((*name, str(end)), count)
+        self.in_flight.add(name, len(operation.calls))
+        self.attempts.add(name, tally.attempts)
+        self.retries.add(name, tally.retries)
+        self.overran.add(name, tally.overran)
+        self.fallback_failed.add(name, operation._fallback.failed)  # noqa: SLF001 - see `add`
+        self.took.observe(name, operation.latency)
+        self.refreshed.add(name, tally.refreshed)
+        self.refresh_failed.add(name, tally.refresh_failed)
         if operation.memories:
             memory = operation.memories[0].snapshot()
-            self.entries.add_metric(name, memory.entries)
-            self.bytes.add_metric(name, memory.bytes)
-            self.hits.add_metric(name, memory.hits)
-            self.misses.add_metric(name, memory.misses)
-            self.too_old.add_metric(name, memory.too_old)
-            self.evicted.add_metric(name, memory.evicted)
-            self.ages.add_metric(name, *AGES.of(operation.ages))
+            self.entries.add(name, memory.entries)
+            self.bytes.add(name, memory.bytes)
+            self.hits.add(name, memory.hits)
+            self.misses.add(name, memory.misses)
+            self.too_old.add(name, memory.too_old)
+            self.evicted.add(name, memory.evicted)
+            self.ages.observe(name, operation.ages)
 
     def _pool(self, upstream: Upstream, name: tuple[str]) -> None:
         pool = upstream.bulkhead.snapshot()
-        self.limit.add_metric(name, pool.limit)
-        self.in_use.add_metric(name, pool.in_use)
-        self.abandoned.add_metric(name, pool.abandoned)
-        self.waiting.add_metric(name, pool.waiting)
-        self.queue.add_metric(name, upstream.policy.bulkhead.queue)
-        self.peak.add_metric(name, pool.peak)
-        self.rejected.add_metric(name, pool.rejected)
+        self.limit.add(name, pool.limit)
+        self.in_use.add(name, pool.in_use)
+        self.abandoned.add(name, pool.abandoned)
+        self.waiting.add(name, pool.waiting)
+        self.queue.add(name, upstream.policy.bulkhead.queue)
+        self.peak.add(name, pool.peak)
+        self.rejected.add(name, pool.rejected)
 
     def _circuit(self, upstream: Upstream, name: tuple[str]) -> None:
         circuit = upstream.breaker.snapshot()
         for state in STATES:
-            self.circuit.add_metric((*name, state), circuit.state == state)
-        self.enforced.add_metric(name, circuit.enforced)
-        self.threshold.add_metric(name, upstream.policy.breaker.failure_rate)
+            self.circuit.add((*name, state), circuit.state == state)
+        self.enforced.add(name, circuit.enforced)
+        self.threshold.add(name, upstream.policy.breaker.failure_rate)
         if circuit.failure_rate is not None:
-            self.failing.add_metric(name, circuit.failure_rate)
+            self.failing.add(name, circuit.failure_rate)
         if circuit.slow_rate is not None:
-            self.slow.add_metric(name, circuit.slow_rate)
+            self.slow.add(name, circuit.slow_rate)
         if len(upstream.circuits):
             number = dict.fromkeys(STATES, 0)
             for _, breaker in upstream.circuits:
                 number["closed" if breaker.at_rest else breaker.state.name] += 1
             for state in STATES:
-                self.circuits.add_metric((*name, state), number[state])
+                self.circuits.add((*name, state), number[state])
 
     def _endpoints(self, upstream: HttpUpstream) -> None:
         for shot in upstream.endpoints.endpoints:
             at = (upstream.name, bare(shot.url))
             for state in ENDPOINT_STATES:
-                self.endpoint.add_metric((*at, state), shot.state == state)
-            self.load.add_metric(at, shot.in_flight)
+                self.endpoint.add((*at, state), shot.state == state)
+            self.load.add(at, shot.in_flight)
             if shot.latency is not None:
-                self.latency.add_metric(at, shot.latency)
+                self.latency.add(at, shot.latency)
 
     # -- families
 
-    def _kept(self, metric: F) -> F:
-        self.all.append(metric)
-        return metric
+    def _family(self, kind: Any, name: str, means: str, labels: Sequence[str], buckets: Buckets | None = None) -> S:
+        series = self._begin(Family(kind=kind, name=name, means=means, labels=labels, buckets=buckets))
+        self.all.append(series)
+        return series
 
-    def _counter(self, name: str, means: str, *labels: str) -> CounterMetricFamily:
-        return self._kept(CounterMetricFamily(f"gateway_{name}", f"{means}.", labels=labels))
+    def _counter(self, name: str, means: str, *labels: str) -> S:
+        return self._family(CounterMetricFamily, name, means, labels)
 
-    def _gauge(self, name: str, means: str, *labels: str) -> GaugeMetricFamily:
-        return self._kept(GaugeMetricFamily(f"gateway_{name}", f"{means}.", labels=labels, unit=unit_of(name)))
+    def _gauge(self, name: str, means: str, *labels: str) -> S:
+        return self._family(GaugeMetricFamily, name, means, labels)
 
-    def _histogram(self, name: str, means: str, *labels: str) -> HistogramMetricFamily:
-        return self._kept(HistogramMetricFamily(f"gateway_{name}", f"{means}.", labels=labels, unit=unit_of(name)))
+    def _histogram(self, buckets: Buckets, name: str, means: str, *labels: str) -> S:
+        return self._family(HistogramMetricFamily, name, means, labels, buckets)
 
 
 class Metrics(Collector):
@@ -221,54 +219,65 @@ class Metrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """All of them as they are now."""
-        reading = self._begin()
+        reading = Reading(Samples, None if self.lag is None else self.lag())
         for upstream in self.gate:
             reading.add(upstream)
-        return reading.all
+        return [samples.metric for samples in reading.all]
 
-    async def collect_in_slices(self) -> list[Metric]:
-        """The same, a few upstreams in each turn of the loop: calls go on meanwhile."""
-        reading = self._begin()
-        for number, upstream in enumerate(self.gate, 1):
+
+class Exposition:
+    """The answers to `GET /metrics`, one after another: only the first one spells the names. `lag` as for `Metrics`."""
+
+    def __init__(self, gate: Gate, *, lag: Callable[[], float] | None = None) -> None:
+        self.gate = gate
+        self.lag = lag
+        self._spellings: dict[tuple[str, str], Spelling] = {}
+
+    def read(self, accept: str = "") -> tuple[bytes, str]:
+        """What a scraper gets that accepts this, and its content type."""
+        encode, content_type = encoder_for(accept)
+        reading = self._begin(encode, content_type)
+        for upstream in self.gate:
             reading.add(upstream)
-            if number % SLICE == 0:
-                await sleep(0)
-        return reading.all
+        return told(reading, encode), content_type
 
-    def _begin(self) -> Reading:
-        return Reading(None if self.lag is None else self.lag())
+    async def read_in_slices(self, accept: str = "") -> tuple[bytes, str]:
+        """The same, a few upstreams in each turn of the loop: calls go on meanwhile."""
+        encode, content_type = encoder_for(accept)
+        reading = self._begin(encode, content_type)
+        for place, upstream in enumerate(self.gate):
+            if place and place % SLICE == 0:
+                await sleep(PAUSE)
+            reading.add(upstream)
+        return told(reading, encode), content_type
+
+    def _begin(self, encode: Encode, content_type: str) -> Reading[Lines]:
+        def begin(family: Family) -> Lines:
+            known = (content_type, family.name)
+            spelling = self._spellings.get(known)
+            if spelling is None:
+                spelling = self._spellings[known] = Spelling(family, encode)
+            return Lines(spelling)
+
+        return Reading(begin, None if self.lag is None else self.lag())
 
 
-class Read(Collector):
-    """What was collected already."""
-
-    def __init__(self, metrics: Iterable[Metric]) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterable[Metric]:
-        """That."""
-        return self._metrics
+def told(reading: Reading[Lines], encode: Encode) -> bytes:
+    """A scrape as a scraper gets it; what ends it is what there is without any metric."""
+    return "".join(lines.text() for lines in reading.all).encode() + encode(Read(()))
 
 
-def written(metrics: Collector, accept: str = "") -> tuple[bytes, str]:
-    """What a scraper gets that accepts this, and its content type. It may take a while: many lines are made.
-
-    Pure, so that a thread may do it for metrics that are collected (`Read`).
-    """
+def encoder_for(accept: str) -> tuple[Encode, str]:
+    """How prometheus_client writes it for a scraper that accepts this, and the content type of that."""
     kinds = {kind.partition(";")[0].strip().lower() for kind in accept.split(",")}
     # No more of it: prometheus_client trips over versions that are none, and repeats what it does not know.
-    encode, content_type = choose_encoder(OPENMETRICS if OPENMETRICS.partition(";")[0] in kinds else "")
-    return encode(metrics), content_type
+    return choose_encoder(OPENMETRICS if OPENMETRICS.partition(";")[0] in kinds else "")
 
 
 def exposition(gate: Gate, accept: str = "", *, lag: Callable[[], float] | None = None) -> tuple[bytes, str]:
-    """The answer to `GET /metrics`: a body, and its content type."""
-    return written(Metrics(gate, lag=lag), accept)
-
-
-def unit_of(name: str) -> str:
-    """The unit that a name ends in."""
-    return next((unit for unit in ("seconds", "bytes") if name.endswith(f"_{unit}")), "")
+    """The answer to one `GET /metrics`: a body, and its content type. Where many are to come, keep an `Exposition`."""
+    encode, content_type = encoder_for(accept)
+    return encode(Metrics(gate, lag=lag)), content_type
 
 
 def bare(url: str) -> str:

@@ -24,7 +24,7 @@ Errors are {"errors": [{"field", "problem", "remedy"}, ...]}: all that is wrong,
 from __future__ import annotations
 
 import logging
-from asyncio import timeout, to_thread
+from asyncio import timeout
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -47,7 +47,7 @@ from gateway.config.knobs import Knob, knobs
 from gateway.config.patch import as_json, given_in, json_of
 from gateway.config.watch import one_line
 from gateway.http.client import HttpUpstream
-from gateway.metrics import Metrics, Read, written
+from gateway.metrics import Exposition
 from gateway.outcome import ConfigError, ConfigErrors, UnknownName, WrongLoop
 from gateway.policy import Quantity
 from gateway.registry import Gateway
@@ -107,7 +107,7 @@ class Routes:
         self.hystrix = Stream(
             "hystrix", self._commands, every=INTERVAL, kind=KIND, packed=False, on_end=self._hystrix.leave
         )
-        self._metrics = Metrics(gate, lag=lambda: state.sampler.lag[0])
+        self._metrics = Exposition(gate, lag=lambda: state.sampler.lag[0])
         self.streams = (self.live, self.glances, self.hystrix)
 
     def install(self, app: web.Application) -> None:
@@ -158,8 +158,7 @@ class Routes:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """The numbers as Prometheus takes them."""
-        read = Read(await self._metrics.collect_in_slices())
-        body, kind = await to_thread(written, read, request.headers.get("Accept", ""))
+        body, kind = await self._metrics.read_in_slices(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": kind})
 
     async def upstreams(self, _: web.Request) -> web.Response:

@@ -41,7 +41,7 @@ from gateway import (
     Static,
     TimeoutPolicy,
 )
-from gateway.metrics import AGES, DURATIONS, Metrics, Read, exposition, written
+from gateway.metrics import AGES, DURATIONS, Exposition, Metrics, exposition
 from tests.edges.serving import served
 from tests.support import NEVER_OPENS, ONE_TRY, QUIET, Boom, ended, gone
 
@@ -256,12 +256,44 @@ async def test_a_registry_of_your_own_and_slices_give_the_same() -> None:
     for number in range(20):
         gate.upstream(f"up{number}")
     registry = CollectorRegistry()
-    metrics = Metrics(gate)
-    registry.register(metrics)
+    registry.register(Metrics(gate))
 
-    in_slices = written(Read(await metrics.collect_in_slices()))[0]
+    in_slices, _ = await Exposition(gate).read_in_slices()
 
     assert generate_latest(registry) == in_slices == exposition(gate)[0]
+
+
+@virtual
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+async def test_what_is_written_scrape_by_scrape_is_what_prometheus_client_writes(accept: str) -> None:
+    async with in_trouble() as gate:
+        metrics = Exposition(gate, lag=lambda: 0.25)
+        odd = gate.upstream('a"b\\c\nd <script> \u00e9\u2028')
+
+        @odd.operation(idempotent=True, name='x y"\n', fresh_for=60.0)
+        async def stars(takes: float) -> float:
+            await asyncio.sleep(takes)
+            return takes
+
+        for takes in (0.0, 0.0, 0.001, 0.25, 3.0, 0.001, 2_000.0):  # one moves, all others rest
+            await ended(stars(takes))
+            odd.operation(idempotent=True, name=f"later {takes} {odd.snapshot().counts.asked}")(stars.__wrapped__)
+
+            assert metrics.read(accept) == exposition(gate, accept, lag=lambda: 0.25)
+            assert await metrics.read_in_slices(accept) == exposition(gate, accept, lag=lambda: 0.25)
+
+
+def test_series_that_come_no_more_are_forgotten() -> None:
+    gate = Gateway()
+    films = gate.http("films", [f"http://127.0.0.1:{port}" for port in range(1, 4)])
+    metrics = Exposition(gate)
+    metrics.read()
+
+    for number in range(100):
+        films.replace_endpoints([f"http://127.0.0.1:{port}" for port in range(10 * number + 1, 10 * number + 4)])
+        assert metrics.read() == exposition(gate)
+
+    assert max(len(one.names) for one in metrics._spellings.values()) < 200
 
 
 # -- a real Prometheus
