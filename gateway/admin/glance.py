@@ -16,12 +16,10 @@ from asyncio import Event, sleep
 from typing import NamedTuple
 
 from gateway.admin.pieces import ENCODER, figures_of, number
-from gateway.admin.sampler import MOVING, SPARK, Track, Window
+from gateway.admin.sampler import MOVING, PAUSE, SLICE, SPARK, Track, Window
 from gateway.admin.state import CIRCUITS, Document, State, left
 from gateway.upstream import Upstream
 
-SLICE, PAUSE = 20, 0.002
-"""Upstreams that are put down in one turn of the loop, and seconds until the next turn does."""
 NO_OWN: list[str] = []
 
 
@@ -39,8 +37,10 @@ class Glance:
         self._state = state
         self._sampler = state.sampler
         self._shown: dict[str, Shown] = {}
+        self._moved: dict[str, Upstream] = {}  # since the last message
         self._taken = Event()
         self._listens = False
+        self._amiss: Exception | None = None
         self._number = 0  # of the last message
         self._second = 0  # the last one of the sampler that it told of
         self._line = 0  # of the log, that was told last
@@ -49,6 +49,7 @@ class Glance:
         """Nobody looks any more."""
         if self._listens:
             self._listens = False
+            self._sampler.of_each.remove(self._look_at)
             self._sampler.each.remove(self._taken.set)
             self._shown.clear()
 
@@ -57,24 +58,42 @@ class Glance:
         if self._listens:
             await self._taken.wait()
         else:
-            self._listens = True
-            self._sampler.each.append(self._taken.set)
+            await self._begin()
         self._taken.clear()
-        second = self._sampler.seconds
+        amiss, self._amiss = self._amiss, None
+        if amiss is not None:
+            raise amiss
+        moved, self._moved = self._moved, {}
+        after, second = self._number, self._sampler.seconds
         passed = second - self._second
-        rows: list[Document] = []
-        for place, upstream in enumerate(self._state.gate):
-            if place and place % SLICE == 0:
-                await sleep(PAUSE)
-            track = self._sampler.track(upstream)
-            sparks = sparks_of(track, second, passed)
-            if self._moves(upstream, track) or any(map(any, sparks.values())):
-                rows.append({**self._shown[upstream.name].row, **sparks})
-        after, self._number, self._second = self._number, self._number + 1, second
+        self._number, self._second = after + 1, second
+        rows = [
+            {**self._shown[name].row, **sparks_of(self._sampler.track(upstream), second, passed)}
+            for name, upstream in moved.items()
+        ]
         lines = self._state.lines(after=self._line)
         if lines:
             self._line = lines[-1]["id"]
         return self._message(rows, lines, after=after, seconds=passed)
+
+    async def _begin(self) -> None:
+        self._listens = True
+        self._sampler.each.append(self._taken.set)
+        self._sampler.of_each.append(self._look_at)
+        await self._sampler.catch_up()
+        for place, upstream in enumerate(self._state.gate):
+            if place and place % SLICE == 0:
+                await sleep(PAUSE)
+            self._look_at(upstream)
+
+    def _look_at(self, upstream: Upstream) -> None:
+        """Once a second, just after the sampler has: what both look at is at hand then."""
+        try:
+            track = self._sampler.track(upstream)
+            if self._moves(upstream, track) or track.asked[-1] or track.degraded[-1] or track.failed[-1]:
+                self._moved[upstream.name] = upstream
+        except Exception as error:  # noqa: BLE001 - it is the message that cannot be composed; the sampler goes on
+            self._amiss = error
 
     def whole(self) -> bytes:
         """All there is to see, as of the last message."""

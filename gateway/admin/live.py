@@ -37,8 +37,8 @@ class Stream:
     """Server-sent events, from the first viewer to the last. `compose` gives the bytes of a message.
 
     `whole`: what a viewer gets instead who has not got the message before. `beside`: what he gets before each message
-    if he asked for it, by what he asked for. `packed`: compressed for those who take that. `on_end` hears when nobody
-    looks any more.
+    if he asked for it, by what he asked for. `packed`: compressed for those who take that. `on_begin` hears when
+    somebody begins to look, `on_end` when nobody does any more.
     """
 
     def __init__(
@@ -51,10 +51,12 @@ class Stream:
         every: float = EVERY,
         kind: str = "text/event-stream; charset=utf-8",
         packed: bool = True,
+        on_begin: Callable[[], object] = lambda: None,
         on_end: Callable[[], object] = lambda: None,
     ) -> None:
         self._kind = kind
         self._packs = packed
+        self._on_begin = on_begin
         self._on_end = on_end
         self._name = name
         self._compose = compose
@@ -142,6 +144,7 @@ class Stream:
             raise
 
     def _begin(self) -> None:
+        self._on_begin()
         self._task = get_running_loop().create_task(self._run(), name=f"gateway: {self._name}", context=Context())
 
     def _end(self) -> None:

@@ -41,6 +41,7 @@ from gateway.admin.hystrix import INTERVAL, PING, Hystrix
 from gateway.admin.journal import SHOWN, By, Record
 from gateway.admin.live import Stream
 from gateway.admin.pages import page
+from gateway.admin.sampler import CALM
 from gateway.admin.state import State
 from gateway.admin.tuning import NotKept, Stale, Tuning
 from gateway.config.knobs import Knob, knobs
@@ -100,15 +101,29 @@ class Routes:
         self.gate = gate
         self.state = state
         self.tuning = tuning
-        self.live = Stream("live", self._message)
         glance = Glance(state)
-        self.glances = Stream("glances", glance.compose, whole=glance.whole, beside=glance.opened, on_end=glance.leave)
         self._hystrix = Hystrix(gate, state.sampler)
+        self.live = Stream("live", self._message, on_begin=self._pace, on_end=self._pace)
+        self.glances = Stream(
+            "glances",
+            glance.compose,
+            whole=glance.whole,
+            beside=glance.opened,
+            on_begin=self._pace,
+            on_end=lambda: (glance.leave(), self._pace()),
+        )
         self.hystrix = Stream(
-            "hystrix", self._commands, every=INTERVAL, kind=KIND, packed=False, on_end=self._hystrix.leave
+            "hystrix",
+            self._commands,
+            every=INTERVAL,
+            kind=KIND,
+            packed=False,
+            on_begin=self._pace,
+            on_end=lambda: (self._hystrix.leave(), self._pace()),
         )
         self._metrics = Exposition(gate, lag=lambda: state.sampler.lag[0])
         self.streams = (self.live, self.glances, self.hystrix)
+        self._pace()
 
     def install(self, app: web.Application) -> None:
         """Add them all."""
@@ -134,6 +149,10 @@ class Routes:
         post("/upstreams/{name}/tuned/fold", self.fold)
 
     # -- looking
+
+    def _pace(self) -> None:
+        """Every second is looked at while somebody looks; else now and then."""
+        self.state.sampler.every = 1 if any(stream.viewers for stream in self.streams) else CALM
 
     @staticmethod
     async def file(request: web.Request) -> web.Response:
@@ -163,6 +182,7 @@ class Routes:
 
     async def upstreams(self, _: web.Request) -> web.Response:
         """The upstreams, as in the document."""
+        await self.state.sampler.catch_up()
         return answer({"upstreams": self.state.document()["upstreams"]})
 
     async def calls(self, request: web.Request) -> web.Response:
@@ -173,6 +193,7 @@ class Routes:
     async def advice(self, request: web.Request) -> web.Response:
         """What the numbers say of the knobs."""
         name = self._asked_for(request)
+        await self.state.sampler.catch_up()
         advice = self.state.advice()["advice"]
         return answer({"advice": [one for one in advice if name in {None, one["upstream"]}]})
 

@@ -31,6 +31,8 @@ TICK = 0.2
 TICKS_A_SECOND = round(1 / TICK)
 WINDOW = 10
 """Seconds that a window looks back over, as a circuit's does."""
+CALM = 5
+"""Seconds between two looks at the totals while nobody looks at them."""
 SPARK = 60
 """Seconds that a sparkline looks back over."""
 GENERATION = 300
@@ -309,25 +311,27 @@ class Track:
         if in_use > self.peaks[-1]:
             self.peaks[-1] = in_use
 
-    def take(self, look: Look, looks: int = 0) -> None:
-        """A look at the totals, about a second after the last one, and after so many looks at the pool."""
+    def take(self, look: Look, looks: int = 0, *, whole: int = 1) -> None:
+        """A look at the totals, so many whole seconds after the last one, and after so many looks at the pool."""
         before = self.looks[-1]
         seconds = look.at - before.at
         if seconds <= 0.0:
             return
         self.looks.append(look)
+        while self.looks[1].at <= look.at - WINDOW + TICK:
+            self.looks.popleft()
         came = NOTHING if look.counts == before.counts else tuple(map(sub, look.counts, before.counts))
         asked, degraded, failed = came[ASKED], sum(DEGRADED(came)), sum(FAILED(came))
         for spark, number in ((self.asked, asked), (self.degraded, degraded), (self.failed, failed)):
-            spark.append(number and round(number / seconds, 2))
-        self.still_for = 0 if asked or degraded or failed else self.still_for + 1
+            spark.extend(repeat(number and round(number / seconds, 2), whole))
+        self.still_for = 0 if asked or degraded or failed else self.still_for + whole
         # A place in the pool was for each call that memory did not answer, nor an identical one in flight, for each
         # retry, and each refresh.
         wanted = asked + came[RETRIES] + came[REFRESHED] - sum(SPARED(came))
-        self.arrivals.append(max(0, wanted) / seconds)
+        self.arrivals.extend(repeat(max(0, wanted) / seconds, whole))
         self.spans[-1].loads.rest(max(0, looks - self.busy))
         self.busy = 0
-        self.peaks.append(0)
+        self.peaks.extend(repeat(0, whole))
         if look.at - self.spans[-1].began_at >= GENERATION:
             self.spans.append(Span(look))
 
@@ -359,6 +363,8 @@ class Sampler:
     """Looks at a gateway from `start` to `close`. `wall` tells the time of day, in seconds since 1970.
 
     `each` hears of every second that was taken, when it was; `of_each` of every upstream whose second was taken.
+    `every`: seconds from one look at the totals to the next. Where it is more than one, a sparkline shows their average,
+    and a window is longer by as much; who looks all the same calls `catch_up` first.
     """
 
     NAME = "gateway: sampler"
@@ -368,7 +374,9 @@ class Sampler:
         self.wall = wall
         self.tracks: dict[str, Track] = {}
         self.lags: deque[float] = deque([0.0], SPARK)  # the worst of each second
+        self.every = 1
         self.seconds = 0  # that were taken
+        self._passed = 0  # that were there to be taken
         self._looks = 0  # at the pools, in this second
         self.each: list[Callable[[], object]] = []
         self.of_each: list[Callable[[Upstream], object]] = []
@@ -414,11 +422,12 @@ class Sampler:
             track = self.tracks[upstream.name] = Track(look_of(upstream, self.clock()), self.seconds)
         return track
 
-    def look_at(self, upstream: Upstream) -> None:
-        """Take its totals."""
+    def look_at(self, upstream: Upstream, second: int) -> None:
+        """Take its totals up to this second, if that was not done."""
         track = self.track(upstream)
-        track.take(look_of(upstream, self.clock(), track.now), self._looks)
-        track.second = self.seconds + 1
+        if second > track.second:
+            track.take(look_of(upstream, self.clock(), track.now), self._looks, whole=second - track.second)
+            track.second = second
 
     async def _run(self) -> None:
         due = self.clock() + TICK
@@ -429,7 +438,10 @@ class Sampler:
             self.tick(now - due)
             ticks += 1
             if ticks % TICKS_A_SECOND == 0:
-                await self.take_second()
+                self._passed += 1
+                if self._passed - self.seconds >= self.every:
+                    await self.take_second()
+                self.lags.append(0.0)
                 now = self.clock()  # its pauses are no lag
             due = due + TICK if due + TICK > now else now + TICK  # what was missed is not made up for
 
@@ -443,19 +455,24 @@ class Sampler:
             if in_use:
                 self.track(upstream).tick(in_use, in_use >= bulkhead.policy.limit and bulkhead.waiting > 0)
 
+    async def catch_up(self) -> None:
+        """Look at the totals now, if that is not done every second."""
+        if self._passed > self.seconds:
+            await self.take_second()
+
     async def take_second(self) -> None:
         """Look at the totals of all, a few in each turn of the loop."""
+        second = self._passed = max(self._passed, self.seconds + 1)
         for place, upstream in enumerate(self.gate):
             if place and place % SLICE == 0:
                 await sleep(PAUSE)
-            self.look_at(upstream)
+            self.look_at(upstream, second)
             for hears in self.of_each:
                 hears(upstream)
-        self.lags.append(0.0)
-        self._looks = 0
-        self.seconds += 1
-        for listener in self.each:
-            listener()
+        if second > self.seconds:  # else somebody else has caught up meanwhile
+            self._looks, self.seconds = 0, second
+            for listener in self.each:
+                listener()
 
 
 def look_of(upstream: Upstream, at: float, before: Look | None = None) -> Look:

@@ -135,6 +135,7 @@ class State:
 
     async def encoded(self) -> bytes:
         """The whole of it as JSON, a few upstreams in each turn of the loop: calls go on meanwhile."""
+        await self.sampler.catch_up()
         parts: list[Raw] = []
         for place, upstream in enumerate(self.gate):
             if place and place % SLICE == 0:
