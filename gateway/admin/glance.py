@@ -2,7 +2,9 @@
 
 The page shows all upstreams at a glance, and the details of one. So it is told of each what a row shows, all of it
 once, and from then on what is another since the message before. What rests is not told again: its sparkline moves on
-in the browser, by as many seconds as the message says. The details of the one that is open come beside it.
+in the browser, by as many seconds as the message says. How an upstream is, and its sparkline, is told every second; the
+figures of the last ten seconds every second where something is amiss, and every other second where nothing is. The
+details of the one that is open come beside it, every second.
 
     glance = Glance(state)
     news = await glance.compose()     # once a second, when the sampler has taken it
@@ -13,20 +15,24 @@ in the browser, by as many seconds as the message says. The details of the one t
 from __future__ import annotations
 
 from asyncio import Event, sleep
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gateway.admin.pieces import ENCODER, figures_of, number
-from gateway.admin.sampler import MOVING, PAUSE, SLICE, SPARK, Track, Window
+from gateway.admin.sampler import MOVING, PAUSE, SLICE, SPARK, Look, Track
 from gateway.admin.state import CIRCUITS, Document, State, left
 from gateway.upstream import Upstream
 
+CALM_FOR = 2
+"""Seconds for which the figures of an upstream may stand that is well."""
 NO_OWN: list[str] = []
 
 
 class Shown(NamedTuple):
-    """A row, save its sparklines, and all that it was made of."""
+    """A row, save its sparklines, all that it was made of, and in which second."""
 
-    made_of: tuple[object, ...]
+    second: int
+    status: tuple[object, ...]
+    figures: tuple[object, ...]
     row: Document
 
 
@@ -37,7 +43,7 @@ class Glance:
         self._state = state
         self._sampler = state.sampler
         self._shown: dict[str, Shown] = {}
-        self._moved: dict[str, Upstream] = {}  # since the last message
+        self._moved: dict[str, bool] = {}  # since the last message; True: more than its sparkline
         self._taken = Event()
         self._listens = False
         self._amiss: Exception | None = None
@@ -67,9 +73,10 @@ class Glance:
         after, second = self._number, self._sampler.seconds
         passed = second - self._second
         self._number, self._second = after + 1, second
+        tracks, shown = self._sampler.tracks, self._shown
         rows = [
-            {**self._shown[name].row, **sparks_of(self._sampler.track(upstream), second, passed)}
-            for name, upstream in moved.items()
+            {**(shown[name].row if anew else {"name": name}), **sparks_of(tracks[name], second, passed)}
+            for name, anew in moved.items()
         ]
         lines = self._state.lines(after=self._line)
         if lines:
@@ -85,13 +92,17 @@ class Glance:
             if place and place % SLICE == 0:
                 await sleep(PAUSE)
             self._look_at(upstream)
+            if place % 2 and (shown := self._shown.get(upstream.name)) is not None:  # half of them in each second
+                self._shown[upstream.name] = shown._replace(second=shown.second - 1)
 
     def _look_at(self, upstream: Upstream) -> None:
         """Once a second, just after the sampler has: what both look at is at hand then."""
         try:
-            track = self._sampler.track(upstream)
-            if self._moves(upstream, track) or track.asked[-1] or track.degraded[-1] or track.failed[-1]:
-                self._moved[upstream.name] = upstream
+            track, name = self._sampler.track(upstream), upstream.name
+            if self._moves(upstream, track):
+                self._moved[name] = True
+            elif track.asked[-1] or track.degraded[-1] or track.failed[-1]:
+                self._moved.setdefault(name, False)
         except Exception as error:  # noqa: BLE001 - it is the message that cannot be composed; the sampler goes on
             self._amiss = error
 
@@ -117,23 +128,37 @@ class Glance:
 
     def _moves(self, upstream: Upstream, track: Track) -> bool:
         """Whether its row is another than it was; then it is put down anew."""
+        kept, status = self._shown.get(upstream.name), self._status(upstream)
+        calm = kept is not None and kept.status == status and not (track.failed[-1] or track.degraded[-1])
+        if kept is not None and calm and track.second < kept.second + CALM_FOR:
+            return False
+        pool, (after, before) = upstream.bulkhead, track.ends
+        looks = (after.operations, before.operations, after.waits, before.waits, round(after.at - before.at, 1))
+        figures = (*looks, pool.in_use, pool.peak)
+        if kept is not None and calm and kept.figures == figures:
+            return False
+        row = self._row(upstream, status, moving(after, before))
+        self._shown[upstream.name] = Shown(track.second, status, figures, row)
+        return True
+
+    def _status(self, upstream: Upstream) -> tuple[object, ...]:
+        """How it is, and how it is tuned: what is worth to be told at once."""
         state, pool, breaker = self._state, upstream.bulkhead, upstream.breaker
-        after, before = track.ends
-        window = (after.operations, before.operations, after.waits, before.waits, round(after.at - before.at, 1))
         circuit, closes_in = "closed", None
         if not breaker.at_rest:
             shot = breaker.snapshot()
             circuit, closes_in = shot.state, left(shot.open_until, upstream.clock())
         own = [one.state.name for _, one in upstream.circuits if not one.at_rest] if len(upstream.circuits) else NO_OWN
-        endpoints = state.endpoints_of(upstream)
-        drift, adds_up = state.tuned(upstream.name).drift, state.adds_up(upstream)
-        places = (pool.in_use, pool.abandoned, pool.waiting, pool.peak)
-        made_of = (window, places, circuit, closes_in, own, endpoints, drift, adds_up, upstream.policy)
-        kept = self._shown.get(upstream.name)
-        if kept is not None and kept.made_of == made_of:
-            return False
-        policy = upstream.policy
-        row = {
+        drift, policy = state.tuned(upstream.name).drift, upstream.policy
+        places = (pool.abandoned, pool.waiting)
+        return (*places, circuit, closes_in, own, state.endpoints_of(upstream), drift, state.adds_up(upstream), policy)
+
+    @staticmethod
+    def _row(upstream: Upstream, status: Any, window: Document) -> Document:
+        """A row, with the names of the whole document."""
+        abandoned, waiting, circuit, closes_in, own, endpoints, drift, adds_up, policy = status
+        pool = upstream.bulkhead
+        return {
             "name": upstream.name,
             "kind": "plain" if endpoints is None else "http",
             "drift": {knob: [number(old), number(new)] for knob, (old, new) in drift.items()},
@@ -142,17 +167,27 @@ class Glance:
             "pool": {
                 "limit": number(policy.bulkhead.limit),
                 "in_use": pool.in_use,
-                "abandoned": pool.abandoned,
-                "waiting": pool.waiting,
+                "abandoned": abandoned,
+                "waiting": waiting,
                 "queue": number(policy.bulkhead.queue),
                 "peak": pool.peak,
             },
-            "window": moving(track.window()),
+            "window": window,
             "adds_up": adds_up,
             "endpoints": None if endpoints is None else [{"state": name} for name in endpoints.values()],
         }
-        self._shown[upstream.name] = Shown(made_of, row)
-        return True
+
+
+def moving(after: Look, before: Look) -> Document:
+    """What happened between two looks, as in the whole document; but a rate that is not there is 0."""
+    seconds = max(after.at - before.at, 1e-9)
+    each = zip(MOVING, after.counts, before.counts, strict=True)
+    return {
+        "seconds": round(seconds, 3),
+        "rates": {name: round((now - then) / seconds, 3) for name, now, then in each if now != then},
+        "latency": figures_of(after.latency.since(before.latency)),
+        "waits": figures_of(after.waits.since(before.waits)),
+    }
 
 
 def sparks_of(track: Track, second: int, seconds: int = SPARK) -> dict[str, list[float]]:
@@ -161,14 +196,3 @@ def sparks_of(track: Track, second: int, seconds: int = SPARK) -> dict[str, list
     places = range(max(0, end - seconds), end)
     sparks = {"spark": track.asked, "spark_degraded": track.degraded, "spark_failed": track.failed}
     return {name: [spark[place] for place in places] for name, spark in sparks.items()}
-
-
-def moving(window: Window) -> Document:
-    """What happened of late, as in the whole document; but a rate that is not there is 0."""
-    seconds = window.seconds
-    return {
-        "seconds": round(seconds, 3),
-        "rates": {name: round(count / seconds, 3) for name, count in zip(MOVING, window.moved, strict=True) if count},
-        "latency": figures_of(window.latency),
-        "waits": figures_of(window.waits),
-    }

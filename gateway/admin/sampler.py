@@ -218,6 +218,12 @@ class Look:
         self.waits = waits
         self._latency: Buckets | None = None
 
+    def again(self, at: float, waits: Buckets) -> Look:
+        """It as of later: no operation has moved since."""
+        look = Look(at, self.operations, self.counts, waits)
+        look._latency = self._latency
+        return look
+
     @property
     def latency(self) -> Buckets:
         """The service times of all operations: put together when somebody looks at them."""
@@ -488,6 +494,6 @@ def look_of(upstream: Upstream, at: float, before: Look | None = None) -> Look:
             operations[operation.name] = mark
     waits = Buckets.of(upstream.waits, None if before is None else before.waits)
     if before is not None and operations is known:
-        return Look(at, operations, before.counts, waits)
+        return before.again(at, waits)
     counts = tuple(map(sum, zip(NOTHING, *[mark.counts for mark in operations.values()], strict=True)))
     return Look(at, operations, counts, waits)
