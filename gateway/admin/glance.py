@@ -2,9 +2,7 @@
 
 The page shows all upstreams at a glance, and the details of one. So it is told of each what a row shows, all of it
 once, and from then on what is another since the message before. What rests is not told again: its sparkline moves on
-in the browser, by as many seconds as the message says. How an upstream is, and its sparkline, is told every second; the
-figures of the last ten seconds every second where something is amiss, and every other second where nothing is. The
-details of the one that is open come beside it, every second.
+in the browser, up to the second that all have been looked at in. The details of the one that is open come beside it.
 
     glance = Glance(state)
     news = await glance.compose()     # once a second, when the sampler has taken it
@@ -22,17 +20,13 @@ from gateway.admin.sampler import MOVING, PAUSE, SLICE, SPARK, Look, Track
 from gateway.admin.state import CIRCUITS, Document, State, left
 from gateway.upstream import Upstream
 
-CALM_FOR = 2
-"""Seconds for which the figures of an upstream may stand that is well."""
 NO_OWN: list[str] = []
 
 
 class Shown(NamedTuple):
-    """A row, save its sparklines, all that it was made of, and in which second."""
+    """A row, save its sparklines, and all that it was made of."""
 
-    second: int
-    status: tuple[object, ...]
-    figures: tuple[object, ...]
+    made_of: tuple[object, ...]
     row: Document
 
 
@@ -71,17 +65,17 @@ class Glance:
             raise amiss
         moved, self._moved = self._moved, {}
         after, second = self._number, self._sampler.seconds
-        passed = second - self._second
+        new = second - self._second + self._sampler.stride  # more than enough: the page knows which second is which
         self._number, self._second = after + 1, second
         tracks, shown = self._sampler.tracks, self._shown
         rows = [
-            {**(shown[name].row if anew else {"name": name}), **sparks_of(tracks[name], second, passed)}
+            {**(shown[name].row if anew else {"name": name}), **sparks_of(tracks[name], new)}
             for name, anew in moved.items()
         ]
         lines = self._state.lines(after=self._line)
         if lines:
             self._line = lines[-1]["id"]
-        return self._message(rows, lines, after=after, seconds=passed)
+        return self._message(rows, lines, after=after)
 
     async def _begin(self) -> None:
         self._listens = True
@@ -92,8 +86,6 @@ class Glance:
             if place and place % SLICE == 0:
                 await sleep(PAUSE)
             self._look_at(upstream)
-            if place % 2 and (shown := self._shown.get(upstream.name)) is not None:  # half of them in each second
-                self._shown[upstream.name] = shown._replace(second=shown.second - 1)
 
     def _look_at(self, upstream: Upstream) -> None:
         """Once a second, just after the sampler has: what both look at is at hand then."""
@@ -112,7 +104,7 @@ class Glance:
         for upstream in self._state.gate:
             shown = self._shown.get(upstream.name)
             if shown is not None:  # else it is new, and in the next message
-                rows.append({**shown.row, **sparks_of(self._sampler.track(upstream), self._second)})
+                rows.append({**shown.row, **sparks_of(self._sampler.track(upstream))})
         return self._message(rows, [line for line in self._state.lines() if line["id"] <= self._line])
 
     def opened(self, name: str) -> bytes:
@@ -123,26 +115,23 @@ class Glance:
         return b'data: {"opened":%b}\n\n' % bytes(self._state.upstream(gate[name]))
 
     def _message(self, rows: list[Document], lines: list[Document], **since: int) -> bytes:
-        around = {"number": self._number, **since, **self._state.around(), "upstreams": rows, "events": lines}
+        told = {"number": self._number, **since, "second": self._second - self._sampler.stride + 1}
+        around = {**told, **self._state.around(), "upstreams": rows, "events": lines}
         return b"data: %b\n\n" % ENCODER.encode(around)
 
     def _moves(self, upstream: Upstream, track: Track) -> bool:
         """Whether its row is another than it was; then it is put down anew."""
-        kept, status = self._shown.get(upstream.name), self._status(upstream)
-        calm = kept is not None and kept.status == status and not (track.failed[-1] or track.degraded[-1])
-        if kept is not None and calm and track.second < kept.second + CALM_FOR:
-            return False
-        pool, (after, before) = upstream.bulkhead, track.ends
+        pool, (after, before), status = upstream.bulkhead, track.ends, self._status(upstream)
         looks = (after.operations, before.operations, after.waits, before.waits, round(after.at - before.at, 1))
-        figures = (*looks, pool.in_use, pool.peak)
-        if kept is not None and calm and kept.figures == figures:
+        made_of = (*looks, pool.in_use, pool.peak, *status)
+        kept = self._shown.get(upstream.name)
+        if kept is not None and kept.made_of == made_of:
             return False
-        row = self._row(upstream, status, moving(after, before))
-        self._shown[upstream.name] = Shown(track.second, status, figures, row)
+        self._shown[upstream.name] = Shown(made_of, self._row(upstream, status, moving(after, before)))
         return True
 
     def _status(self, upstream: Upstream) -> tuple[object, ...]:
-        """How it is, and how it is tuned: what is worth to be told at once."""
+        """How it is, and how it is tuned."""
         state, pool, breaker = self._state, upstream.bulkhead, upstream.breaker
         circuit, closes_in = "closed", None
         if not breaker.at_rest:
@@ -190,9 +179,20 @@ def moving(after: Look, before: Look) -> Document:
     }
 
 
-def sparks_of(track: Track, second: int, seconds: int = SPARK) -> dict[str, list[float]]:
-    """The last seconds of its sparklines, up to that second of the sampler's, which may be at work on the next one."""
-    end = SPARK - max(0, track.second - second)
-    places = range(max(0, end - seconds), end)
+def sparks_of(track: Track, last: int = SPARK) -> Document:
+    """The last seconds of its sparklines, and which one they end with."""
+    places = range(max(0, SPARK - last), SPARK)
     sparks = {"spark": track.asked, "spark_degraded": track.degraded, "spark_failed": track.failed}
-    return {name: [spark[place] for place in places] for name, spark in sparks.items()}
+    return {"second": track.second, **{name: [spark[place] for place in places] for name, spark in sparks.items()}}
+
+
+def moving(after: Look, before: Look) -> Document:
+    """What happened between two looks, as in the whole document; but a rate that is not there is 0."""
+    seconds = max(after.at - before.at, 1e-9)
+    each = zip(MOVING, after.counts, before.counts, strict=True)
+    return {
+        "seconds": round(seconds, 3),
+        "rates": {name: round((now - then) / seconds, 3) for name, now, then in each if now != then},
+        "latency": figures_of(after.latency.since(before.latency)),
+        "waits": figures_of(after.waits.since(before.waits)),
+    }

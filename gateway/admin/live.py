@@ -29,6 +29,7 @@ GZIP = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 """How a gzip stream begins (RFC 1952): deflated, no name, no time, by whatever system."""
 MOST = 100
 """Viewers of one stream; the next is told to come back."""
+FAILED, INSTEAD = "what %s shows could not be composed", b": it could not be composed\n\n"
 NONE_YET = -1
 """The number of the last message that a viewer got who got none."""
 
@@ -130,9 +131,16 @@ class Stream:
         """A part of it that many viewers share; made when the first of them wants it."""
         part = self._parts.get((name, packed))
         if part is None:
-            part = full_flushed(self._part(name, make, packed=False)) if packed else make()
+            part = full_flushed(self._part(name, make, packed=False)) if packed else self._made(make)
             self._parts[name, packed] = part
         return part
+
+    def _made(self, make: Callable[[], bytes]) -> bytes:
+        try:
+            return make()
+        except Exception:
+            log.exception(FAILED, self._name)
+            return INSTEAD
 
     async def _hand(self, request: web.Request, response: web.StreamResponse, message: bytes) -> None:
         try:
@@ -163,8 +171,8 @@ class Stream:
             try:
                 message, self._well = await self._compose(), True
             except Exception:
-                log.exception("what %s shows could not be composed", self._name)
-                message, self._well = b": it could not be composed\n\n", False
+                log.exception(FAILED, self._name)
+                message, self._well = INSTEAD, False
             self._message, self._parts, self._number = message, {}, before + 1
             woken, self._next = self._next, Event()
             woken.set()

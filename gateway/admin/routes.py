@@ -41,7 +41,7 @@ from gateway.admin.hystrix import INTERVAL, PING, Hystrix
 from gateway.admin.journal import SHOWN, By, Record
 from gateway.admin.live import Stream
 from gateway.admin.pages import page
-from gateway.admin.sampler import CALM
+from gateway.admin.sampler import CALM, MANY, OF_MANY
 from gateway.admin.state import State
 from gateway.admin.tuning import NotKept, Stale, Tuning
 from gateway.config.knobs import Knob, knobs
@@ -151,8 +151,9 @@ class Routes:
     # -- looking
 
     def _pace(self) -> None:
-        """Every second is looked at while somebody looks; else now and then."""
-        self.state.sampler.every = 1 if any(stream.viewers for stream in self.streams) else CALM
+        """Look at the totals as often as it is seen."""
+        often = OF_MANY if len(list(self.gate)) > MANY else 1
+        self.state.sampler.stride = often if any(stream.viewers for stream in self.streams) else CALM
 
     @staticmethod
     async def file(request: web.Request) -> web.Response:

@@ -32,7 +32,9 @@ TICKS_A_SECOND = round(1 / TICK)
 WINDOW = 10
 """Seconds that a window looks back over, as a circuit's does."""
 CALM = 5
-"""Seconds between two looks at the totals while nobody looks at them."""
+"""The stride while nobody looks."""
+MANY, OF_MANY = 100, 2
+"""Upstreams above which those that are well are looked at every other second."""
 SPARK = 60
 """Seconds that a sparkline looks back over."""
 GENERATION = 300
@@ -274,7 +276,7 @@ class Track:
         self.still_for = SPARK  # seconds in which no spark moved
         self.arrivals: deque[float] = deque(maxlen=2 * GENERATION)
         self.peaks: deque[int] = deque([0], WINDOW)  # the most that were in the pool, second by second
-        self.busy = 0  # looks of this second that saw somebody in the pool
+        self.busy = 0  # looks at the pool since then that saw somebody in it
         self.spans: deque[Span] = deque([Span(look)], 2)
 
     @property
@@ -317,8 +319,8 @@ class Track:
         if in_use > self.peaks[-1]:
             self.peaks[-1] = in_use
 
-    def take(self, look: Look, looks: int = 0, *, whole: int = 1) -> None:
-        """A look at the totals, so many whole seconds after the last one, and after so many looks at the pool."""
+    def take(self, look: Look, *, whole: int = 1) -> None:
+        """A look at the totals, so many whole seconds after the last one: a sparkline shows their average then."""
         before = self.looks[-1]
         seconds = look.at - before.at
         if seconds <= 0.0:
@@ -335,7 +337,7 @@ class Track:
         # retry, and each refresh.
         wanted = asked + came[RETRIES] + came[REFRESHED] - sum(SPARED(came))
         self.arrivals.extend(repeat(max(0, wanted) / seconds, whole))
-        self.spans[-1].loads.rest(max(0, looks - self.busy))
+        self.spans[-1].loads.rest(max(0, TICKS_A_SECOND * whole - self.busy))
         self.busy = 0
         self.peaks.extend(repeat(0, whole))
         if look.at - self.spans[-1].began_at >= GENERATION:
@@ -368,9 +370,9 @@ class Upstreams(Protocol):
 class Sampler:
     """Looks at a gateway from `start` to `close`. `wall` tells the time of day, in seconds since 1970.
 
-    `each` hears of every second that was taken, when it was; `of_each` of every upstream whose second was taken.
-    `every`: seconds from one look at the totals to the next. Where it is more than one, a sparkline shows their average,
-    and a window is longer by as much; who looks all the same calls `catch_up` first.
+    `each` hears of every second that was taken, when it was; `of_each` of every upstream whose totals were.
+    `stride`: seconds from one look at the totals of an upstream that is well to the next; a part of them is looked at
+    in each second. Who looks at them where it is more than one calls `catch_up` first.
     """
 
     NAME = "gateway: sampler"
@@ -380,10 +382,8 @@ class Sampler:
         self.wall = wall
         self.tracks: dict[str, Track] = {}
         self.lags: deque[float] = deque([0.0], SPARK)  # the worst of each second
-        self.every = 1
+        self.stride = 1
         self.seconds = 0  # that were taken
-        self._passed = 0  # that were there to be taken
-        self._looks = 0  # at the pools, in this second
         self.each: list[Callable[[], object]] = []
         self.of_each: list[Callable[[Upstream], object]] = []
         self.clock: Clock = monotonic
@@ -432,7 +432,7 @@ class Sampler:
         """Take its totals up to this second, if that was not done."""
         track = self.track(upstream)
         if second > track.second:
-            track.take(look_of(upstream, self.clock(), track.now), self._looks, whole=second - track.second)
+            track.take(look_of(upstream, self.clock(), track.now), whole=second - track.second)
             track.second = second
 
     async def _run(self) -> None:
@@ -444,9 +444,7 @@ class Sampler:
             self.tick(now - due)
             ticks += 1
             if ticks % TICKS_A_SECOND == 0:
-                self._passed += 1
-                if self._passed - self.seconds >= self.every:
-                    await self.take_second()
+                await self.take_second()
                 self.lags.append(0.0)
                 now = self.clock()  # its pauses are no lag
             due = due + TICK if due + TICK > now else now + TICK  # what was missed is not made up for
@@ -454,31 +452,43 @@ class Sampler:
     def tick(self, late: float) -> None:
         """Look at the pools."""
         self.lags[-1] = max(self.lags[-1], late)
-        self._looks += 1
         for upstream in self.gate:
             bulkhead = upstream.bulkhead
             in_use = bulkhead.in_use
             if in_use:
                 self.track(upstream).tick(in_use, in_use >= bulkhead.policy.limit and bulkhead.waiting > 0)
 
-    async def catch_up(self) -> None:
-        """Look at the totals now, if that is not done every second."""
-        if self._passed > self.seconds:
-            await self.take_second()
-
     async def take_second(self) -> None:
-        """Look at the totals of all, a few in each turn of the loop."""
-        second = self._passed = max(self._passed, self.seconds + 1)
+        """Look at the totals, a few in each turn of the loop: of those whose turn it is, and of those that are ill."""
+        second, stride = self.seconds + 1, self.stride
+        looked_at = 0
         for place, upstream in enumerate(self.gate):
-            if place and place % SLICE == 0:
+            if (place + second) % stride and self._is_well(upstream):
+                continue
+            looked_at += 1
+            if looked_at % SLICE == 0:
                 await sleep(PAUSE)
             self.look_at(upstream, second)
             for hears in self.of_each:
                 hears(upstream)
-        if second > self.seconds:  # else somebody else has caught up meanwhile
-            self._looks, self.seconds = 0, second
-            for listener in self.each:
-                listener()
+        self.seconds = second
+        for listener in self.each:
+            listener()
+
+    async def catch_up(self) -> None:
+        """Look at the totals of those that it was not the turn of in the last second."""
+        behind = [upstream for upstream in self.gate if self.track(upstream).second < self.seconds]
+        for place, upstream in enumerate(behind):
+            if place and place % SLICE == 0:
+                await sleep(PAUSE)
+            self.look_at(upstream, self.seconds)
+
+    def _is_well(self, upstream: Upstream) -> bool:
+        """As far as can be seen without looking at its totals."""
+        track = self.tracks.get(upstream.name)
+        if track is None or track.failed[-1] or track.degraded[-1]:
+            return False
+        return upstream.breaker.at_rest and not upstream.bulkhead.waiting
 
 
 def look_of(upstream: Upstream, at: float, before: Look | None = None) -> Look:

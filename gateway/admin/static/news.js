@@ -26,15 +26,24 @@ export class News {
 
 const filled = (row) => ({ ...row, window: { ...row.window, rates: { ...STILL, ...row.window.rates } } });
 
-function merged(told, { upstreams, events, seconds, ...around }) {
+function merged(told, { upstreams, events, ...around }) {
   if (!told || told.number !== around.after) throw new Error("a message is missing");
-  const moved = new Map(upstreams.map((row) => [row.name, row])), nothing = Array(seconds).fill(0);
+  const moved = new Map(upstreams.map((row) => [row.name, row]));
   const rows = told.upstreams.map((row) => {
     const now = moved.get(row.name);
     moved.delete(row.name);
-    const next = now ? filled({ ...row, ...now }) : { ...row };
-    for (const spark of SPARKS) next[spark] = [...row[spark], ...now ? now[spark] : nothing].slice(-SECONDS);
-    return next;
+    return now ? { ...filled({ ...row, ...now }), ...slid(row, now.second, now) } : { ...row, ...slid(row, around.second) };
   });
   return { ...around, upstreams: [...rows, ...[...moved.values()].map(filled)], events: [...told.events, ...events].slice(-LINES) };
+}
+
+/** Its sparklines up to that second: the last ones as they are told, and nothing was asked in those before that were not. */
+function slid(row, second, told = null) {
+  if (!told && second <= row.second) return {};
+  const lines = { second };
+  for (const spark of SPARKS) {
+    const last = told ? told[spark] : [], gap = second - last.length - row.second;
+    lines[spark] = [...row[spark].slice(0, gap < 0 ? gap : undefined), ...Array(Math.max(0, gap)).fill(0), ...last].slice(-SECONDS);
+  }
+  return lines;
 }
