@@ -1,7 +1,7 @@
 """Numbers as the text that Prometheus scrapes, for those who are scraped again and again.
 
-prometheus_client makes an object of each sample and spells its name and labels anew each time: that is nearly all that
-a scrape costs. Here it is asked once for each series, by an example, and from then on only the number is written. So the
+prometheus_client makes an object of each sample, and spells its name and labels anew each time: nearly all that a
+scrape costs. Here it is asked once for each series, by an example, and from then on only the number is written. So the
 text is its own, byte for byte, whatever labels have in them.
 """
 
@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from operator import itemgetter
-
 from typing import Any, cast
 
 from prometheus_client import Metric
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
@@ -64,7 +63,7 @@ class Read(Collector):
 class Family:
     """Series that differ in their labels alone. `buckets`: of a histogram."""
 
-    kind: type[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]
+    kind: Callable[..., Metric]
     name: str
     means: str
     labels: Sequence[str]

@@ -70,7 +70,8 @@ class Reading(Generic[S]):
         self.all: list[S] = []
         self._begin = begin
         if lag is not None:
-            self._gauge("event_loop_lag_seconds", "How late a timer of the event loop came of late, at worst").add((), lag)
+            late = self._gauge("event_loop_lag_seconds", "How late a timer of the event loop came of late, at worst")
+            late.add((), lag)
         each = ("upstream", "operation")
         of = ("upstream",)
         counter, gauge, histogram = self._counter, self._gauge, self._histogram

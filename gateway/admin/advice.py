@@ -24,7 +24,6 @@ from statistics import median
 from typing import Any, Literal
 
 from gateway.admin.sampler import ATTEMPTS, BEGINNING, LOADS, NONE, Buckets, Loads, Track
-from gateway.counts import BOUNDS
 from gateway.policy import Policy
 from gateway.upstream import Upstream
 

@@ -167,18 +167,6 @@ class Glance:
         }
 
 
-def moving(after: Look, before: Look) -> Document:
-    """What happened between two looks, as in the whole document; but a rate that is not there is 0."""
-    seconds = max(after.at - before.at, 1e-9)
-    each = zip(MOVING, after.counts, before.counts, strict=True)
-    return {
-        "seconds": round(seconds, 3),
-        "rates": {name: round((now - then) / seconds, 3) for name, now, then in each if now != then},
-        "latency": figures_of(after.latency.since(before.latency)),
-        "waits": figures_of(after.waits.since(before.waits)),
-    }
-
-
 def sparks_of(track: Track, last: int = SPARK) -> Document:
     """The last seconds of its sparklines, and which one they end with."""
     places = range(max(0, SPARK - last), SPARK)

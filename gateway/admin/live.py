@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from asyncio import Event, Task, get_running_loop, sleep, timeout, wait
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from zlib import MAX_WBITS, Z_BEST_SPEED, Z_FULL_FLUSH, compressobj
 
@@ -38,7 +38,7 @@ class Stream:
     """Server-sent events, from the first viewer to the last. `compose` gives the bytes of a message.
 
     `whole`: what a viewer gets instead who has not got the message before. `beside`: what he gets before each message
-    if he asked for it, by what he asked for. `packed`: compressed for those who take that. `on_begin` hears when
+    if he asked for it, by what he asked for. `packed`: compressed for those who take that. `on_begin` hear when
     somebody begins to look, `on_end` when nobody does any more.
     """
 
@@ -52,8 +52,8 @@ class Stream:
         every: float = EVERY,
         kind: str = "text/event-stream; charset=utf-8",
         packed: bool = True,
-        on_begin: Callable[[], object] = lambda: None,
-        on_end: Callable[[], object] = lambda: None,
+        on_begin: Sequence[Callable[[], object]] = (),
+        on_end: Sequence[Callable[[], object]] = (),
     ) -> None:
         self._kind = kind
         self._packs = packed
@@ -152,7 +152,8 @@ class Stream:
             raise
 
     def _begin(self) -> None:
-        self._on_begin()
+        for hears in self._on_begin:
+            hears()
         self._task = get_running_loop().create_task(self._run(), name=f"gateway: {self._name}", context=Context())
 
     def _end(self) -> None:
@@ -161,7 +162,8 @@ class Stream:
         self._parts = {}
         if task is not None:
             task.cancel()
-            self._on_end()
+            for hears in self._on_end:
+                hears()
 
     async def _run(self) -> None:
         loop = get_running_loop()

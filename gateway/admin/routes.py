@@ -103,14 +103,15 @@ class Routes:
         self.tuning = tuning
         glance = Glance(state)
         self._hystrix = Hystrix(gate, state.sampler)
-        self.live = Stream("live", self._message, on_begin=self._pace, on_end=self._pace)
+        pace = (self._pace,)
+        self.live = Stream("live", self._message, on_begin=pace, on_end=pace)
         self.glances = Stream(
             "glances",
             glance.compose,
             whole=glance.whole,
             beside=glance.opened,
-            on_begin=self._pace,
-            on_end=lambda: (glance.leave(), self._pace()),
+            on_begin=pace,
+            on_end=(glance.leave, *pace),
         )
         self.hystrix = Stream(
             "hystrix",
@@ -118,8 +119,8 @@ class Routes:
             every=INTERVAL,
             kind=KIND,
             packed=False,
-            on_begin=self._pace,
-            on_end=lambda: (self._hystrix.leave(), self._pace()),
+            on_begin=pace,
+            on_end=(self._hystrix.leave, *pace),
         )
         self._metrics = Exposition(gate, lag=lambda: state.sampler.lag[0])
         self.streams = (self.live, self.glances, self.hystrix)

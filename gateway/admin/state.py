@@ -33,6 +33,7 @@ from gateway.admin.stories import LINES, PLAIN_EVERY, Stories, Story, short
 from gateway.breaker import BreakerSnapshot, CircuitBreaker
 from gateway.http.client import HttpUpstream
 from gateway.http.endpoint import EndpointSnapshot
+from gateway.http.health import StateName as EndpointState
 from gateway.operation import Operation
 from gateway.policy import BudgetPolicy, Policy
 from gateway.registry import Gateway
@@ -108,7 +109,7 @@ class State:
         self.hystrix = Hystrix(gate, self.sampler)
         self._warned: dict[str, tuple[str, ...]] = {}
         self._endpoints: dict[str, dict[str, str]] = {}  # the states that were told, by what is shown of the URLs
-        self._states: dict[str, dict[str, str]] = {}
+        self._states: dict[str, dict[str, EndpointState]] = {}
         self._pieces: dict[str, Pieces] = {}
         self._amiss: set[tuple[str, str]] = set()  # operations whose numbers do not add up, which is told once
 
