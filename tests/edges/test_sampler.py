@@ -349,3 +349,60 @@ async def test_the_pauses_between_many_upstreams_are_no_lag(gate: Gateway, monke
 
         assert sampler.seconds >= 3
         assert sampler.lag == (pytest.approx(0.0), pytest.approx(0.0))
+
+
+@virtual
+async def test_upstreams_that_are_well_are_looked_at_in_turn(gate: Gateway) -> None:
+    for number in range(6):
+        gate.upstream(f"up-{number}", policy=QUIET)
+    looked_at: list[tuple[int, str]] = []
+
+    async with gate, sampling(gate) as sampler:
+        sampler.stride = 3
+        sampler.of_each.append(lambda upstream: looked_at.append((sampler.seconds, upstream.name)))
+        gate["up-4"].isolate()
+        await asyncio.sleep(6.05)
+
+    by_name = {name: [second for second, one in looked_at if one == name] for _, name in looked_at}
+    assert by_name["up-4"] == [0, 1, 2, 3, 4, 5]
+    assert [len(seconds) for name, seconds in sorted(by_name.items()) if name != "up-4"] == [2] * 5
+    assert {tuple(seconds) for name, seconds in by_name.items() if name != "up-4"} == {(0, 3), (1, 4), (2, 5)}
+
+
+@virtual
+async def test_a_longer_stride_shows_averages_and_loses_no_call(gate: Gateway, ratings: Upstream, stars: Any) -> None:
+    async with gate, sampling(gate) as sampler:
+        sampler.stride = 5
+        for _ in range(40):
+            await stars(0.01)
+            await asyncio.sleep(0.49)
+        await asyncio.sleep(5.1)
+        track = sampler.track(ratings)
+
+        assert sum(track.asked) == pytest.approx(40.0)
+        assert len(track.asked) == SPARK
+        assert sum(track.arrivals) == pytest.approx(40.0)
+        assert track.loads.looks == pytest.approx(5 * track.second)
+        assert WINDOW - 0.01 <= track.window().seconds <= WINDOW + 5.1
+        assert track.window().rates["asked"] == pytest.approx(2.0, rel=0.6)
+
+
+@virtual
+async def test_who_looks_now_and_then_catches_up_first(gate: Gateway, ratings: Upstream, stars: Any) -> None:
+    other = gate.upstream("other", policy=QUIET)
+
+    async with gate, sampling(gate) as sampler:
+        sampler.stride = 5
+        await asyncio.sleep(6.05)
+        await stars()
+        await asyncio.sleep(1.0)
+        before = [sampler.track(one).second for one in (ratings, other)]
+        await sampler.catch_up()
+        track = sampler.track(ratings)
+        window, seconds = track.window(), [sampler.track(one).second for one in (ratings, other)]
+        await sampler.catch_up()
+
+    assert min(before) < sampler.seconds
+    assert seconds == [7, 7]
+    assert window.counts["asked"] == 1
+    assert len(track.looks) == len({look.at for look in track.looks})

@@ -210,6 +210,89 @@ async def test_a_message_that_cannot_be_composed_ends_nothing(caplog: pytest.Log
     assert "could not be composed" in caplog.text
 
 
+class Telling(Composer):
+    """Composes news, and the whole for who has not got the news before."""
+
+    def whole(self) -> bytes:
+        return b"data: all of %d\n\n" % self.number
+
+    def beside(self, asked_for: str) -> bytes:
+        return b"data: %b of %d\n\n" % (asked_for.encode(), self.number) if asked_for else b""
+
+
+async def test_the_first_message_is_the_whole_and_then_there_is_news() -> None:
+    compose = Telling()
+    async with stream_of(compose, whole=compose.whole) as (_, url), viewing(url) as first:
+        seen = [(await first.message()).split()[1:3] for _ in range(3)]
+        async with viewing(url) as second:
+            later = [(await second.message()).split()[1:3] for _ in range(2)]
+
+    assert seen[0] == [b"all", b"of"]
+    assert [number for number, _ in seen[1:]] == [b"2", b"3"]
+    assert later[0] == [b"all", b"of"]
+    assert later[1][0].isdigit()
+
+
+async def test_who_missed_a_message_gets_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    compose, hand = Telling(), Stream._hand
+
+    async def slow(self: Stream, *args: Any) -> None:
+        await hand(self, *args)
+        now = compose.number
+        await until(lambda: compose.number > now + 1)
+
+    monkeypatch.setattr(Stream, "_hand", slow)
+
+    async with stream_of(compose, whole=compose.whole) as (_, url), viewing(url) as viewer:
+        seen = [await viewer.message() for _ in range(4)]
+
+    assert all(message.startswith(b"data: all of ") for message in seen)
+
+
+async def test_after_a_message_that_could_not_be_composed_comes_the_whole(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(Telling):
+        async def __call__(self) -> bytes:
+            message = await super().__call__()
+            if self.number == 3:
+                raise RuntimeError("no")
+            return message
+
+    compose = Failing()
+    async with stream_of(compose, whole=compose.whole) as (_, url), viewing(url) as viewer:
+        seen = [(await viewer.message()).split()[1] for _ in range(5)]
+
+    assert seen == [b"all", b"2", b"it", b"all", b"5"]
+    assert "could not be composed" in caplog.text
+
+
+async def test_a_whole_that_cannot_be_composed_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def whole() -> bytes:
+        raise RuntimeError("no")
+
+    async with stream_of(Composer(), whole=whole) as (_, url), viewing(url) as viewer:
+        assert await viewer.message() == b": it could not be composed\n"
+        assert (await viewer.message()).startswith(b"data: ")
+    assert "could not be composed" in caplog.text
+
+
+async def test_what_is_asked_for_comes_before_each_message_to_those_who_asked() -> None:
+    compose, stream = Telling(), []
+
+    async def asking(request: web.Request) -> web.StreamResponse:
+        return await stream[0].show(request, request.query.get("details", ""))
+
+    stream.append(Stream("test", compose, beside=compose.beside, every=0.01))
+    app = web.Application()
+    app.router.add_get("/live", asking)
+    async with served(app) as url, viewing(url, "/live?details=films") as one, viewing(url) as other:
+        asked = [await one.message() for _ in range(4)]
+        plain = [await other.message() for _ in range(2)]
+        await stream[0].close()
+
+    assert [message.startswith(b"data: films of ") for message in asked] == [True, False, True, False]
+    assert not any(b"films" in message for message in plain)
+
+
 async def test_there_are_only_so_many_viewers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "MOST", 1)
     async with stream_of(Composer()) as (stream, url), viewing(url):
