@@ -15,6 +15,8 @@ from __future__ import annotations
 from asyncio import Event, sleep
 from typing import Any, NamedTuple
 
+from msgspec import Raw
+
 from gateway.admin.pieces import ENCODER, figures_of, number
 from gateway.admin.sampler import MOVING, PAUSE, SLICE, SPARK, Look, Track
 from gateway.admin.state import CIRCUITS, Document, State, left
@@ -24,10 +26,10 @@ NO_OWN: list[str] = []
 
 
 class Shown(NamedTuple):
-    """A row, save its sparklines, and all that it was made of."""
+    """A row as JSON, save its sparklines, and all that it was made of."""
 
     made_of: tuple[object, ...]
-    row: Document
+    row: bytes
 
 
 class Glance:
@@ -69,7 +71,7 @@ class Glance:
         self._number, self._second = after + 1, second
         tracks, shown = self._sampler.tracks, self._shown
         rows = [
-            {**(shown[name].row if anew else {"name": name}), **sparks_of(tracks[name], new)}
+            row_with(shown[name].row if anew else ENCODER.encode({"name": name}), sparks_of(tracks[name], new))
             for name, anew in moved.items()
         ]
         lines = self._state.lines(after=self._line)
@@ -104,7 +106,7 @@ class Glance:
         for upstream in self._state.gate:
             shown = self._shown.get(upstream.name)
             if shown is not None:  # else it is new, and in the next message
-                rows.append({**shown.row, **sparks_of(self._sampler.track(upstream))})
+                rows.append(row_with(shown.row, sparks_of(self._sampler.track(upstream))))
         return self._message(rows, [line for line in self._state.lines() if line["id"] <= self._line])
 
     def opened(self, name: str) -> bytes:
@@ -114,7 +116,7 @@ class Glance:
             return b""
         return b'data: {"opened":%b}\n\n' % bytes(self._state.upstream(gate[name]))
 
-    def _message(self, rows: list[Document], lines: list[Document], **since: int) -> bytes:
+    def _message(self, rows: list[Raw], lines: list[Document], **since: int) -> bytes:
         told = {"number": self._number, **since, "second": self._second - self._sampler.stride + 1}
         around = {**told, **self._state.around(), "upstreams": rows, "events": lines}
         return b"data: %b\n\n" % ENCODER.encode(around)
@@ -127,7 +129,8 @@ class Glance:
         kept = self._shown.get(upstream.name)
         if kept is not None and kept.made_of == made_of:
             return False
-        self._shown[upstream.name] = Shown(made_of, self._row(upstream, status, moving(after, before)))
+        row = self._row(upstream, status, moving(after, before))
+        self._shown[upstream.name] = Shown(made_of, ENCODER.encode(row))
         return True
 
     def _status(self, upstream: Upstream) -> tuple[object, ...]:
@@ -165,6 +168,11 @@ class Glance:
             "adds_up": adds_up,
             "endpoints": None if endpoints is None else [{"state": name} for name in endpoints.values()],
         }
+
+
+def row_with(row: bytes, sparks: Document) -> Raw:
+    """Both objects as one."""
+    return Raw(b"%b,%b" % (row[:-1], ENCODER.encode(sparks)[1:]))
 
 
 def sparks_of(track: Track, last: int = SPARK) -> Document:

@@ -21,6 +21,8 @@ from operator import add, itemgetter, sub
 from time import monotonic, time
 from typing import NamedTuple, Protocol
 
+from msgspec import Struct
+
 from gateway.context import Clock, clock_of
 from gateway.counts import BOUNDS, ENDS, Histogram, LatencySnapshot
 from gateway.operation import Operation
@@ -54,15 +56,16 @@ LOADS: list[int] = [*range(65), *(round(64 * 1.1**i) for i in range(1, 100))]
 """How many are in a pool: exactly up to 64, then in steps of 10 %, up to 800,000."""
 
 
-class Buckets(NamedTuple):
+class Buckets(Struct, frozen=True, gc=False):
     """A histogram as it was at some instant, or what came to it between two of them.
 
     `counts` begin at its place `first` and end where it does: what one operation takes differs by a few steps, and all
-    other places stay empty.
+    other places stay empty. Hundreds of these are made each second, and kept for ten: numbers in tuples, and nothing
+    that the garbage collector would look through again and again.
     """
 
     first: int
-    counts: Sequence[int]
+    counts: tuple[int, ...]
     sum: float
     max: float
 
@@ -76,10 +79,10 @@ class Buckets(NamedTuple):
             first = next(place for place, number in enumerate(counts) if number)
         elif first >= len(counts):
             return NONE
-        counts = counts[first : bisect_left(histogram._bounds, highest) + 1]  # noqa: SLF001
-        if before is not None and total == before.sum and counts == before.counts:
+        kept = tuple(counts[first : bisect_left(histogram._bounds, highest) + 1])  # noqa: SLF001
+        if before is not None and total == before.sum and kept == before.counts:
             return before
-        return cls(first, counts, total, highest)
+        return cls(first, kept, total, highest)
 
     def since(self, before: Buckets) -> Buckets:
         """What came to it since then. Its `max` may be too high: by the step of a bucket, no more than that."""
@@ -87,7 +90,7 @@ class Buckets(NamedTuple):
             return self
         if before is self or before.counts == self.counts:
             return NONE
-        counts = list(map(sub, self.counts, before._from(self.first, len(self.counts))))
+        counts = tuple(map(sub, self.counts, before._from(self.first, len(self.counts))))
         return Buckets(self.first, counts, self.sum - before.sum, self.max)
 
     def plus(self, other: Buckets) -> Buckets:
@@ -96,7 +99,7 @@ class Buckets(NamedTuple):
             return self if self.counts else other
         first = min(self.first, other.first)
         size = max(self.first + len(self.counts), other.first + len(other.counts)) - first
-        counts = list(map(add, self._from(first, size), other._from(first, size)))
+        counts = tuple(map(add, self._from(first, size), other._from(first, size)))
         return Buckets(first, counts, self.sum + other.sum, max(self.max, other.max))
 
     def _from(self, first: int, size: int) -> Sequence[int]:
@@ -186,7 +189,7 @@ class Loads:
         return ((bound, number) for bound, number in zip((*LOADS, self.max), self.counts, strict=True) if number)
 
 
-class Mark(NamedTuple):
+class Mark(Struct, frozen=True, gc=False):
     """The totals of an operation at some instant: `MOVING`, and the service times of its successful tries."""
 
     counts: tuple[int, ...]
@@ -208,30 +211,25 @@ class Mark(NamedTuple):
 BEGINNING = Mark(NOTHING, NONE)
 
 
-class Look:
+class Look(Struct, eq=False, gc=False):
     """An upstream's totals at some instant: of each operation, of all, and the waits of the calls that queued."""
 
-    __slots__ = ("_latency", "at", "counts", "operations", "waits")
-
-    def __init__(self, at: float, operations: dict[str, Mark], counts: tuple[int, ...], waits: Buckets) -> None:
-        self.at = at
-        self.operations = operations
-        self.counts = counts
-        self.waits = waits
-        self._latency: Buckets | None = None
+    at: float
+    operations: dict[str, Mark]
+    counts: tuple[int, ...]
+    waits: Buckets
+    together: Buckets | None = None
 
     def again(self, at: float, waits: Buckets) -> Look:
         """It as of later: no operation has moved since."""
-        look = Look(at, self.operations, self.counts, waits)
-        look._latency = self._latency
-        return look
+        return Look(at, self.operations, self.counts, waits, self.together)
 
     @property
     def latency(self) -> Buckets:
         """The service times of all operations: put together when somebody looks at them."""
-        if self._latency is None:
-            self._latency = reduce(Buckets.plus, (mark.latency for mark in self.operations.values()), NONE)
-        return self._latency
+        if self.together is None:
+            self.together = reduce(Buckets.plus, (mark.latency for mark in self.operations.values()), NONE)
+        return self.together
 
 
 class Window(NamedTuple):

@@ -111,7 +111,7 @@ class Reader:
                 kept = second - len(last) - row["second"]
                 line = (row[spark][:kept] if kept < 0 else row[spark] + [0] * kept) + last
                 row[spark] = line[-SPARK:]
-            row |= {key: value for key, value in now.items() if key not in SPARKS} | {"second": second}
+            row.update({key: value for key, value in now.items() if key not in SPARKS}, second=second)
         self.rows |= told
         self.events += message["events"]
 
