@@ -39,7 +39,7 @@ class Glance:
         self._state = state
         self._sampler = state.sampler
         self._shown: dict[str, Shown] = {}
-        self._moved: dict[str, bool] = {}  # since the last message; True: more than its sparkline
+        self._moved: set[str] = set()  # since the last message
         self._taken = Event()
         self._listens = False
         self._amiss: Exception | None = None
@@ -65,15 +65,12 @@ class Glance:
         amiss, self._amiss = self._amiss, None
         if amiss is not None:
             raise amiss
-        moved, self._moved = self._moved, {}
+        moved, self._moved = self._moved, set()
         after, second = self._number, self._sampler.seconds
         new = second - self._second + self._sampler.stride  # more than enough: the page knows which second is which
         self._number, self._second = after + 1, second
         tracks, shown = self._sampler.tracks, self._shown
-        rows = [
-            row_with(shown[name].row if anew else ENCODER.encode({"name": name}), sparks_of(tracks[name], new))
-            for name, anew in moved.items()
-        ]
+        rows = [row_with(shown[name].row, sparks_of(tracks[name], new)) for name in moved]
         lines = self._state.lines(after=self._line)
         if lines:
             self._line = lines[-1]["id"]
@@ -92,11 +89,8 @@ class Glance:
     def _look_at(self, upstream: Upstream) -> None:
         """Once a second, just after the sampler has: what both look at is at hand then."""
         try:
-            track, name = self._sampler.track(upstream), upstream.name
-            if self._moves(upstream, track):
-                self._moved[name] = True
-            elif track.asked[-1] or track.degraded[-1] or track.failed[-1]:
-                self._moved.setdefault(name, False)
+            if self._moves(upstream, self._sampler.track(upstream)):
+                self._moved.add(upstream.name)
         except Exception as error:  # noqa: BLE001 - it is the message that cannot be composed; the sampler goes on
             self._amiss = error
 

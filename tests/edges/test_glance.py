@@ -224,6 +224,33 @@ async def test_a_row_that_cannot_be_put_down_harms_neither_the_sampler_nor_the_n
     assert message["upstreams"]
 
 
+async def test_a_line_of_the_log_is_told_once() -> None:
+    async with world_of() as world:
+        reader = Reader()
+        await world.second()
+        await world.message()
+        world.state.stories.note("warning", "up-1", "between two messages")
+
+        reader.hear(said(world.glance.whole()))
+        before = [event["text"] for event in reader.events]
+        await world.second()
+        reader.hear(await world.message())
+
+    assert "between two messages" not in before
+    assert [event["text"] for event in reader.events].count("between two messages") == 1
+
+
+async def test_the_first_picture_is_of_now_however_seldom_totals_were_taken() -> None:
+    async with world_of(stride=CALM) as world:
+        for _ in range(9):
+            await world.second()
+
+        await world.message()
+        rows = said(world.glance.whole())["upstreams"]
+
+    assert {row["second"] for row in rows} == {9}
+
+
 async def test_nobody_who_looks_is_nothing_kept() -> None:
     async with world_of() as world:
         await world.message()

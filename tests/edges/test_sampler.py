@@ -406,3 +406,18 @@ async def test_who_looks_now_and_then_catches_up_first(gate: Gateway, ratings: U
     assert seconds == [7, 7]
     assert window.counts["asked"] == 1
     assert len(track.looks) == len({look.at for look in track.looks})
+
+
+@virtual
+async def test_two_who_catch_up_at_once_take_each_second_once(gate: Gateway) -> None:
+    for number in range(50):
+        gate.upstream(f"up-{number}", policy=QUIET)
+
+    async with gate, sampling(gate) as sampler:
+        sampler.stride = 5
+        await asyncio.sleep(7.1)
+        await asyncio.gather(sampler.catch_up(), sampler.catch_up())
+        tracks = list(sampler.tracks.values())
+
+    assert {track.second for track in tracks} == {7}
+    assert all(len(track.looks) == len({look.at for look in track.looks}) <= 4 for track in tracks)

@@ -1,5 +1,5 @@
 // What is known of all upstreams, from what the server tells: all of it at first, then what is another since the
-// message before: of some rows the sparklines only. A row leaves out rates that are 0; the details of the upstream that is open come beside the rows.
+// message before. A row leaves out rates that are 0; the details of the upstream that is open come beside the rows.
 
 const SECONDS = 60, LINES = 100, SPARKS = ["spark", "spark_degraded", "spark_failed"];
 const STILL = Object.fromEntries(["asked", "attempts", "retries", "overran", "live", "coalesced", "cached", "last_good",

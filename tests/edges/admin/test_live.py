@@ -265,6 +265,20 @@ async def test_after_a_message_that_could_not_be_composed_comes_the_whole(caplog
     assert "could not be composed" in caplog.text
 
 
+async def test_nothing_is_whole_before_anything_was_composed() -> None:
+    class Failing(Telling):
+        async def __call__(self) -> bytes:
+            message = await super().__call__()
+            if self.number == 1:
+                raise RuntimeError("no")
+            return message
+
+    compose = Failing()
+    async with stream_of(compose, whole=compose.whole) as (_, url), viewing(url) as viewer:
+        assert await viewer.message() == b": it could not be composed\n"
+        assert (await viewer.message()).startswith(b"data: all of ")
+
+
 async def test_a_whole_that_cannot_be_composed_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     def whole() -> bytes:
         raise RuntimeError("no")
