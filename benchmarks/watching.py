@@ -199,6 +199,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{machine.python()}, asyncio. {RATE} calls a second of loopback HTTP through `gate.http`, round {UPSTREAMS} "
         "upstreams with three operations each; every upstream is asked twice a second, so every one of them moves. "
+        "One viewer in four has an upstream open, the others look at all of them, as the page does. "
         "*CPU per call* is the processor's time of the whole process, by its calls; the viewers and the upstream are "
         "processes of their own, on the same cores. Medians of all turns, their middle half; *more* is by the turn "
         "without an admin server of the same round."
