@@ -17,7 +17,7 @@ from gateway.http.declared import Declared, DeclaredOperation
 from gateway.http.endpoints import EndpointsSnapshot
 from gateway.http.method import Method
 from gateway.http.reply import HttpReply
-from gateway.http.request import IDEMPOTENT, Data, Headers, HttpRequest, Params, confined, request_of
+from gateway.http.request import IDEMPOTENT, Data, Headers, HttpRequest, Params, checked, confined, request_of
 from gateway.http.routes import Routes, Trip, Urls
 from gateway.http.session import Session
 from gateway.http.statuses import Statuses
@@ -52,6 +52,7 @@ class HttpUpstream(Upstream):
             raise ConfigError(f"{name} http", f"{http!r} is no HttpPolicy", "give HttpPolicy(...)")
         if http.health_path is not None:
             confined(http.health_path)
+        checked({http.deadline_header or "X": "", http.idempotency_header: ""})  # names, once and for all requests
         self.http = http
         self.routes = Routes(name, url, http, monotonic)
         self._statuses = Statuses(http.statuses)

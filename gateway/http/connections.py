@@ -46,8 +46,8 @@ class Broken(ClientError):
     """A connection that broke, though aiohttp took it for the end of a body."""
 
 
-class Response(ClientResponse):
-    """An answer that tells a broken connection."""
+class Uploaded(ClientResponse):
+    """The answer to a request that was written piece by piece; one that tells a broken connection."""
 
     line: Any = None  # aiohttp's protocol, which knows how the connection ended
 

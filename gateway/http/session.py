@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from asyncio import CancelledError, get_running_loop
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from math import inf
 from ssl import SSLContext
@@ -24,7 +25,7 @@ from yarl import URL
 
 from gateway.context import AMBIENT, Clock, Deadline, tries_under, whole_ms
 from gateway.http.addresses import followed, url_of
-from gateway.http.connections import NO_LIMIT, Broken, Connections, Response
+from gateway.http.connections import NO_LIMIT, Broken, Connections, Uploaded
 from gateway.http.errors import (
     BadReply,
     StatedNotDone,
@@ -34,16 +35,29 @@ from gateway.http.failures import failure_of
 from gateway.http.reply import HttpRefused, HttpReply
 from gateway.http.request import HttpRequest, Pairs, checked
 from gateway.http.routes import Route
+from gateway.http.silence import Silence
 from gateway.http.statuses import Statuses, reason_for, retry_after_in
+from gateway.http.wire import Arrival, Response, Wire, exchange
 from gateway.outcome import Outcome
 from gateway.policy import HttpPolicy, TimeoutPolicy
 
 log = logging.getLogger("gateway")
 
+AT_ONCE = 64 * 1024
+"""Bytes of a body that are written together with the headers: as many as asyncio takes before it asks for a pause."""
 PIECEMEAL = 1024 * 1024
 """Bytes; a longer body is written in pieces, so that the loop can breathe (aiohttp warns of anything else)."""
+WIRES_KEPT = 1000
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 FOLLOWED = frozenset({"GET", "HEAD"})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits on waiting of one policy: for a connection, as aiohttp takes it, and for an answer."""
+
+    timeout: ClientTimeout
+    silence: Silence
 
 
 class Session:
@@ -54,10 +68,12 @@ class Session:
         self._policy = policy
         self._statuses = statuses
         self._clock = clock
-        self._limits: dict[tuple[float, float], ClientTimeout] = {}  # by connect and read: as few as there are policies
+        self._limits: dict[tuple[float, float], Limits] = {}  # by connect and read: as few as there are policies
+        self._wires: dict[tuple[Route, str], Wire] = {}
         self._params = tuple(policy.params.items())
         self._loop = get_running_loop()
-        self._make_request = timed(policy) if policy.deadline_header is not None else ClientRequest
+        self._tell = telling(policy)
+        self._tells = () if policy.deadline_header is None else (policy.deadline_header, Deadline.ATTEMPTS)
 
     async def send(
         self,
@@ -74,7 +90,10 @@ class Session:
         started = self._clock()
         try:
             response = await self.open(request, request.body, timeout, route)
-            reply = HttpReply(response.status, lines_of(response), await self._read(response))
+            body = response.whole(self._policy.max_body) if type(response) is Arrival else None
+            if body is None:
+                body = await self._read(response, request.method)
+            reply = HttpReply(response.status, lines_of(response), body)
         except (CancelledError, ClientError, OSError, Unreachable, BadReply) as error:
             if within and isinstance(error, CancelledError):
                 raise
@@ -94,52 +113,73 @@ class Session:
     async def open(self, request: HttpRequest, body: object, timeout: TimeoutPolicy, route: Route) -> Response:  # noqa: ASYNC109
         """The answer as far as its headers; its body is still to be read."""
         limits = self._limits.get((timeout.connect, timeout.read)) or self._limits_of(timeout)
-        url = url_of(route.prefix, request.path)
-        if self._params or request.params:
-            url = url.extend_query((*self._params, *request.params))
-        left = self._policy.redirects if request.method in FOLLOWED else 0
-        while True:
-            whole = isinstance(body, bytes) and len(body) > PIECEMEAL
-            response = await self._exchange(
-                request, url, BytesIO(cast("bytes", body)) if whole else body, limits, route
-            )
-            keep_alive = response.headers.get("Keep-Alive")
-            if keep_alive is not None:
-                self.connections.learn(url.raw_host, url.port, keep_alive)
-            if left == 0 or response.status not in REDIRECTS:
-                return response
+        response = await self._exchange(request, None, body, limits, route)
+        left = self._policy.redirects
+        if left == 0 or response.status not in REDIRECTS or request.method not in FOLLOWED:
+            return response
+        url = self._url(request, route)
+        while left > 0 and response.status in REDIRECTS:
             target = followed(url, response.headers.get("Location"))
             if target is None:
-                return response
+                break
             response.close()  # its body may be of any length
             url = target
             left -= 1
+            response = await self._exchange(request, url, body, limits, route)
+        return response
 
     async def _exchange(
-        self, request: HttpRequest, url: URL, body: object, limits: ClientTimeout, route: Route
+        self, request: HttpRequest, url: URL | None, body: object, limits: Limits, route: Route
     ) -> Response:
-        """Send it once, as far as the headers of its answer.
+        """Send it once, to where it says or where a redirect led, as far as the headers of its answer.
 
-        These are the steps of aiohttp's own `ClientSession._request` without the rest of that: it would follow
-        redirects, keep cookies, time all of it a second time and send a GET again after a lost connection, unseen by
-        any policy; and it takes 16 of its 60 us. All names are public ones.
+        Not by aiohttp's own `ClientSession._request`: that would follow redirects, keep cookies, time all of it a
+        second time and send a GET again after a lost connection, unseen by any policy.
         """
-        wire = self._make_request(
+        at_once = body is None or (isinstance(body, bytes) and len(body) <= AT_ONCE)
+        if not at_once or route.proxy is not None:
+            return await self._upload(request, url or self._url(request, route), body, limits, route)
+        wire = self._wires.get((route, request.method)) or self._wire(request.method, route)
+        target = None
+        if url is None and not self._params and not request.params:
+            target = wire.target(request.path)
+        if target is None:
+            target = (url or self._url(request, route)).raw_path_qs
+        whole = cast("bytes | None", body)
+        head = wire.head(target, self._headers(request, route), self._tell(), whole)
+        connection = await self.connections.connect(wire.way, [], limits.timeout)
+        response = await exchange(
+            connection,
+            head if whole is None else head + whole,
+            silence=limits.silence,
+            head=request.method == "HEAD",
+            policy=self._policy,
+        )
+        self._learn(response, wire.way.url)
+        return response
+
+    async def _upload(self, request: HttpRequest, url: URL, body: object, limits: Limits, route: Route) -> Response:
+        """Send what takes a while to write, or goes through a proxy: by aiohttp's request, writer and answer."""
+        headers = self._headers(request, route)
+        headers = CIMultiDict(route.headers if headers is None else headers)
+        headers.update(self._tell())
+        whole = isinstance(body, bytes) and len(body) > PIECEMEAL
+        wire = ClientRequest(
             request.method,
             url,
-            headers=self._headers(request, route),
-            data=body,
+            headers=headers,
+            data=BytesIO(cast("bytes", body)) if whole else body,
             loop=self._loop,
-            response_class=Response,
+            response_class=Uploaded,
             proxy=route.proxy,
         )
-        connection = await self.connections.connect(wire, [], limits)
+        connection = await self.connections.connect(wire, [], limits.timeout)
         try:
             line: Any = connection.protocol
             line.set_response_params(
                 skip_payload=request.method == "HEAD",
                 read_until_eof=True,
-                read_timeout=limits.sock_read,
+                read_timeout=limits.timeout.sock_read,
                 max_line_size=self._policy.max_header,
                 max_field_size=self._policy.max_header,
                 max_headers=self._policy.max_headers,
@@ -154,7 +194,8 @@ class Session:
         except BaseException:
             connection.close()
             raise
-        return cast("Response", response)
+        self._learn(response, url)
+        return cast("Uploaded", response)
 
     async def open_stream(self, request: HttpRequest, body: object, timeout: TimeoutPolicy, route: Route) -> Response:  # noqa: ASYNC109
         """As `send`, but a success is given as soon as its headers are here."""
@@ -164,7 +205,7 @@ class Session:
             retry_after = retry_after_in(response.headers.get("Retry-After"))
             if self._statuses.meaning(response.status, retry_after) is Outcome.SUCCESS:
                 return response
-            reply = HttpReply(response.status, lines_of(response), await self._read(response))
+            reply = HttpReply(response.status, lines_of(response), await self._read(response, request.method))
         except (CancelledError, ClientError, OSError, Unreachable, BadReply) as error:
             failure: BaseException | None = self.failure(error, request, route, timeout, self._clock() - started)
         else:
@@ -196,10 +237,12 @@ class Session:
 
     async def close(self) -> None:
         """Close all connections."""
+        self._stop()
         await self.connections.close()
 
     def abandon(self) -> None:
         """Forget it: its loop was closed under it, and with that its connections."""
+        self._stop()
         closing = self.connections.close()
         try:
             closing.send(None)  # on a closed loop there is nothing to wait for
@@ -208,22 +251,46 @@ class Session:
         finally:
             closing.close()
 
-    def _limits_of(self, timeout: TimeoutPolicy) -> ClientTimeout:
-        limits = self._limits[timeout.connect, timeout.read] = ClientTimeout(
-            connect=None if timeout.connect == inf else timeout.connect,
-            sock_read=None if timeout.read == inf else timeout.read,
-            ceil_threshold=NO_LIMIT,  # nothing is rounded up
+    def _stop(self) -> None:
+        for limits in self._limits.values():
+            limits.silence.stop()
+
+    def _limits_of(self, timeout: TimeoutPolicy) -> Limits:
+        limits = self._limits[timeout.connect, timeout.read] = Limits(
+            ClientTimeout(
+                connect=None if timeout.connect == inf else timeout.connect,
+                sock_read=None if timeout.read == inf else timeout.read,
+                ceil_threshold=NO_LIMIT,  # nothing is rounded up
+            ),
+            Silence(timeout.read, loop=self._loop, clock=self._clock),
         )
         return limits
 
-    def _headers(self, request: HttpRequest, route: Route) -> CIMultiDict[str]:
-        """What its caller says of it, and what the policy says where he does not."""
+    def _wire(self, method: str, route: Route) -> Wire:
+        if len(self._wires) >= WIRES_KEPT:  # endpoints come and go
+            self._wires.clear()
+        wire = self._wires[route, method] = Wire(
+            method, route, loop=self._loop, closes=self.connections.force_close, tells=self._tells
+        )
+        return wire
+
+    def _url(self, request: HttpRequest, route: Route) -> URL:
+        url = url_of(route.prefix, request.path)
+        return url.extend_query((*self._params, *request.params)) if self._params or request.params else url
+
+    def _learn(self, response: Response, url: URL) -> None:
+        keep_alive = response.headers.get("Keep-Alive")
+        if keep_alive is not None:
+            self.connections.learn(url.raw_host, url.port, keep_alive)
+
+    def _headers(self, request: HttpRequest, route: Route) -> CIMultiDict[str] | None:
+        """What its caller says of it, and what the policy says where he does not; None: just what the policy says."""
         key = request.idempotency_key
-        if not request.headers and key is None and self._policy.propagate is None:
-            return route.headers
+        context = () if self._policy.propagate is None else propagated(self._policy.propagate)
+        if not request.headers and key is None and not context:
+            return None
         headers = CIMultiDict(route.headers)
-        if self._policy.propagate is not None:
-            headers.update(propagated(self._policy.propagate))
+        headers.update(context)
         for name, _ in request.headers:
             headers.popall(name, None)
         headers.extend(request.headers)
@@ -231,14 +298,12 @@ class Session:
             headers[self._policy.idempotency_header] = key
         return headers
 
-    async def _read(self, response: Response) -> bytes:
+    async def _read(self, response: Response, method: str) -> bytes:
         """The body, if it is not too long: once unpacked, whatever the server says of its length."""
         most = self._policy.max_body
         headers = response.headers
         length = headers.get("Content-Length")
-        if response.method == "HEAD" or (
-            length is not None and int(length) <= most and "Content-Encoding" not in headers
-        ):
+        if method == "HEAD" or (length is not None and int(length) <= most and "Content-Encoding" not in headers):
             return await response.read()  # of a known length: it comes whole, or as an error
         body = bytearray()
         too_long = length is not None and int(length) > most
@@ -289,22 +354,24 @@ async def pieces_of(response: Response) -> AsyncIterator[bytes]:
         response.check_whole()
 
 
-def timed(policy: HttpPolicy) -> type[ClientRequest]:
-    """A kind of request that says how much time is left; here, since a header that aiohttp copies twice costs more."""
-    name, in_ms = str(policy.deadline_header), policy.deadline_unit == "ms"
+def telling(policy: HttpPolicy) -> Callable[[], Pairs]:
+    """A function that tells a server how much time is left, and how many tries: the headers of the moment."""
+    if policy.deadline_header is None:
+        return lambda: ()
+    name, in_ms = policy.deadline_header, policy.deadline_unit == "ms"
 
-    class TimedRequest(ClientRequest):
-        def update_auto_headers(self, skip_auto_headers: Any) -> None:
-            super().update_auto_headers(skip_auto_headers)
-            ambient = AMBIENT.get()
-            if ambient is None:
-                return
-            left = ambient.at - ambient.world.clock()
-            if left != inf:
-                whole = whole_ms(left)
-                self.headers[name] = str(whole) if in_ms else f"{whole / 1000:.3f}"
-            tries = tries_under(ambient)
-            if tries is not None and tries.left != inf:
-                self.headers[Deadline.ATTEMPTS] = str(int(tries.left))
+    def tell() -> Pairs:
+        ambient = AMBIENT.get()
+        if ambient is None:
+            return ()
+        told: Pairs = ()
+        left = ambient.at - ambient.world.clock()
+        if left != inf:
+            whole = whole_ms(left)
+            told = ((name, str(whole) if in_ms else f"{whole / 1000:.3f}"),)
+        tries = tries_under(ambient)
+        if tries is not None and tries.left != inf:
+            told = (*told, (Deadline.ATTEMPTS, str(int(tries.left))))
+        return told
 
-    return TimedRequest
+    return tell

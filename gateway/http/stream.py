@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from multidict import CIMultiDictProxy
 
     from gateway.http.client import HttpUpstream
-    from gateway.http.connections import Response
+    from gateway.http.wire import Response
 
 
 class BlockLeft(Refused):
