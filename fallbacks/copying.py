@@ -7,12 +7,16 @@ from dataclasses import fields
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 from uuid import UUID
 
 from msgspec import Struct
 
 ATOMS = frozenset({str, bytes, int, float, bool, type(None), complex, Decimal, UUID, date, datetime, time, timedelta})
+
+KINDS_KNOWN = 512
+"""Classes of which it is remembered what is in them: every answer that is remembered is looked at."""
 
 
 def copied(value: Any) -> Any:
@@ -26,18 +30,32 @@ def copied(value: Any) -> Any:
         return {copied(key): copied(part) for key, part in value.items()}
     if kind is tuple or kind is frozenset:
         parts = [copied(part) for part in value]
-        return value if all(a is b for a, b in zip(parts, value, strict=True)) else kind(parts)
+        for mine, theirs in zip(parts, value, strict=True):
+            if mine is not theirs:
+                return kind(parts)
+        return value
     return value if frozen(value, kind) else deepcopy(value)
 
 
 def frozen(value: Any, kind: type) -> bool:
-    """Whether this is a frozen record of immutable fields. A plain heir of one is not: it may hold more."""
-    if isinstance(value, (list, dict, set, bytearray)):  # a record by its fields, and more than that
+    """Whether this is a frozen record of immutable fields."""
+    names = frozen_fields(kind)
+    if names is None:
         return False
-    if isinstance(value, Struct) and value.__struct_config__.frozen:
-        names = value.__struct_fields__
-    elif "__dataclass_params__" in vars(kind) and kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        names = tuple(field.name for field in fields(kind))
-    else:
-        return False
-    return all(copied(part) is part for part in (getattr(value, name) for name in names))
+    for name in names:
+        part = getattr(value, name)
+        if type(part) not in ATOMS and copied(part) is not part:
+            return False
+    return True
+
+
+@lru_cache(maxsize=KINDS_KNOWN)
+def frozen_fields(kind: type) -> tuple[str, ...] | None:
+    """The fields of a class of frozen records; None for any other. A plain heir of one is another: it may hold more."""
+    if issubclass(kind, (list, dict, set, bytearray)):  # a record by its fields, and more than that
+        return None
+    if issubclass(kind, Struct):
+        return kind.__struct_fields__ if kind.__struct_config__.frozen else None
+    if "__dataclass_params__" in vars(kind) and kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return tuple(field.name for field in fields(cast("Any", kind)))
+    return None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import islice
 from sys import getsizeof
 from typing import Any
 
 from msgspec import Struct
 
-from fallbacks.copying import ATOMS
+from fallbacks.copying import ATOMS, KINDS_KNOWN
 
 ATOM_SIZE = 32
 """Bytes a number takes, give or take a few."""
@@ -43,8 +44,11 @@ def weight_of(value: Any, seen: set[int]) -> int:  # noqa: PLR0911 - as many as 
         return size + weight_of_all(value[::step], len(value), seen)
     if isinstance(value, (set, frozenset)):
         return size + weight_of_all(islice(value, SAMPLE), len(value), seen)
-    if isinstance(value, Struct):
-        return size + sum(weight_of(getattr(value, name), seen) for name in value.__struct_fields__)
+    kind: Any = type(value)
+    if (fields := struct_fields(kind)) is not None:
+        for name in fields:
+            size += weight_of(getattr(value, name), seen)
+        return size
     if hasattr(value, "__dict__"):
         size += weight_of(vars(value), seen)
     names = (name for kind in type(value).__mro__ for name in slots_of(kind))
@@ -55,6 +59,12 @@ def weight_of_all(sample: Iterable[Any], count: int, seen: set[int]) -> int:
     """Bytes of `count` parts, going by some of them."""
     weights = [weight_of(part, seen) for part in sample]
     return int(sum(weights) * count / len(weights)) if weights else 0
+
+
+@lru_cache(maxsize=KINDS_KNOWN)
+def struct_fields(kind: type) -> tuple[str, ...] | None:
+    """The fields of a class of Structs; None for any other. Known by class: what a Struct is, Python tells slowly."""
+    return kind.__struct_fields__ if issubclass(kind, Struct) else None
 
 
 def slots_of(kind: type) -> tuple[str, ...]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from msgspec import DecodeError
+from msgspec.json import Decoder
 
 from gateway.call import Call
 from gateway.http.errors import BadReply
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 HOLE = re.compile(r"\{([^{}]*)\}")
+PLAIN = re.compile(r"[A-Za-z0-9_~-]+")
+"""What stands in a path as it is. There is no dot in it, so that it makes no ".." of what stands beside it."""
 BY_NAME = frozenset({"json", "data", "headers", "params"})
 """Parameters of these names are what they are for `up.post` and its like; of other names, a query parameter each."""
 
@@ -62,6 +65,7 @@ class DeclaredOperation(RoutedOperation[..., T]):
 
     def __init__(self, upstream: HttpUpstream, policy: Policy, function: Callable[..., Any], said: Declared[T]) -> None:
         self._said = said
+        self._decode: Callable[[bytes], Any] = Decoder(said.into).decode
         self._form = Form(f"{upstream.name}.{said.name or function.__name__}", function, said)
         super().__init__(
             upstream,
@@ -100,20 +104,19 @@ class DeclaredOperation(RoutedOperation[..., T]):
     def _kind_of(self, function: Callable[..., Any]) -> Any:  # noqa: ARG002 - a stub says the same, or less
         return self._said.into
 
-    async def _send_bound(self, trip: Trip) -> Any:
+    def _send_bound(self, trip: Trip) -> Coroutine[Any, Any, Any]:
         upstream = self.upstream
         only = upstream.routes.only
         if only is not None and trip.request.idempotency_key is None:
-            return await self._ask_for(trip, only)
-        return await upstream.routes.through(trip, partial(self._ask_for, trip), self._evidence_after)
+            return self._ask_for(trip, only)
+        return upstream.routes.through(trip, partial(self._ask_for, trip), self._evidence_after)
 
     async def _ask_for(self, trip: Trip, route: Route) -> Any:
         trip.reply = reply = await self.upstream.session().send(trip.request, self._timeout, route)
-        into: Any = self._said.into
-        if into is HttpReply:
+        if self._said.into is HttpReply:
             return reply
         try:
-            return reply.json(into)
+            return self._decode(reply.body)
         except DecodeError as error:
             problem = f"{self._said.method} {self._said.path}: {reply.status}, not as agreed: {error}"
         raise BadReply(problem, reply=reply)
@@ -131,7 +134,10 @@ class DeclaredOperation(RoutedOperation[..., T]):
 class Form:
     """How the arguments of a function become a request."""
 
-    __slots__ = ("_headers", "_holes", "_key", "_method", "_names", "_params", "_parts", "_query", "_signature")
+    __slots__ = (
+        *("_headers", "_holes", "_key", "_method", "_names", "_only_path", "_params", "_parts", "_places", "_query"),
+        "_signature",
+    )
 
     def __init__(self, field: str, function: Callable[..., Any], said: Declared[Any]) -> None:
         self._signature = signature(function)
@@ -153,6 +159,9 @@ class Form:
         self._params = said.params
         self._headers = said.headers
         self._key = said.idempotency_key
+        self._places = tuple(names.index(hole) for hole in self._holes)
+        more = (self._key, self._params, self._headers, set(names) - set(self._holes))
+        self._only_path = self._parts[0].startswith("/") and not any(more)
 
     def beginning(self, where: str, first: tuple[Any, ...]) -> tuple[str, bool]:
         """How the path begins of all calls with these first arguments, and whether that is the whole of it."""
@@ -166,6 +175,15 @@ class Form:
 
     def request(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> HttpRequest:
         """The request of a call; the caller's TypeError if the arguments do not fit."""
+        if self._only_path and not kwargs and len(args) == len(self._names):
+            path = self._parts[0]
+            for place, part in zip(self._places, self._parts[1:], strict=True):
+                value = args[place]
+                if type(value) is not str or PLAIN.fullmatch(value) is None:
+                    break
+                path += value + part
+            else:
+                return HttpRequest(self._method, path)  # the path was looked at when it was declared
         if not kwargs and len(args) == len(self._names):
             given: Mapping[str, Any] = dict(zip(self._names, args, strict=True))
         else:

@@ -19,7 +19,7 @@ from fallbacks.spelling import spelled
 from gateway.arguments import canonical
 from gateway.http.reply import HttpReply
 from gateway.http.request import HttpRequest, Pairs
-from gateway.http.session import propagated
+from gateway.http.session import NONE, propagated
 from gateway.memory import worth_remembering
 from gateway.outcome import KeyNeeded
 from gateway.policy import HttpPolicy
@@ -42,7 +42,8 @@ SUCCESSES = range(200, 300)
 IN_PART = frozenset({206, 304})
 """Answers to what only this request asked: for a part, or whether something has changed. They are nobody else's."""
 
-NOBODY = frozenset({("for", None, None), ("for", None, canonical(None))})
+ANYBODY = ("for", None, None)
+NOBODY = frozenset({ANYBODY, ("for", None, canonical(None))})
 """Where a key says whose it is: nobody's."""
 
 Key = tuple[Hashable, ...]
@@ -104,7 +105,8 @@ class Names:
         vary = said.vary
         if vary is None or not self._is_still(base, sent) or (said.for_one and not belongs(base)):
             return None
-        vary = tuple(name for name in vary if name not in CREDENTIALS and (name != CODING or name in sent))
+        if vary:
+            vary = tuple(name for name in vary if name not in CREDENTIALS and (name != CODING or name in sent))
         name = self._variant(base, vary, sent)
         self._vary[base] = (vary, name)
         self._vary.move_to_end(base)
@@ -162,6 +164,8 @@ class Names:
 
     def _who(self, sent: dict[str, str]) -> Hashable:
         """Whose the answer is, as far as the request tells; no credentials stand in a key."""
+        if not sent and self._identity is None:
+            return ANYBODY
         shown = tuple((name, sent[name]) for name in sorted(CREDENTIALS) if name in sent)
         who = None if self._identity is None else self._named(self._identity)
         return ("for", spelled(shown) if shown else None, who)
@@ -186,6 +190,8 @@ class Names:
         A request without headers of its own has one only, whatever the server looks at: so it is found after a restart,
         when nobody knows yet what that is. One with such headers is never answered with that.
         """
+        if not sent:
+            return base
         own = sent.keys() - CREDENTIALS - TRACES
         if all(sent[name] == self._constant.get(name) for name in own):
             return base
@@ -193,9 +199,10 @@ class Names:
 
     def _sent(self, request: HttpRequest) -> dict[str, str]:
         """The headers of a request that are its own, by their names in small letters."""
-        sent: dict[str, str] = {}
-        if self._policy.propagate is not None:
-            sent.update((name.lower(), value) for name, value in propagated(self._policy.propagate).items())
+        context = NONE if self._policy.propagate is None else propagated(self._policy.propagate)
+        if not context and not request.headers:
+            return {}
+        sent = {name.lower(): value for name, value in context.items()}
         own: dict[str, str] = {}
         for name, value in request.headers:
             small = name.lower()
@@ -261,7 +268,7 @@ def values_of(names: Iterable[str], sent: dict[str, str]) -> tuple[Hashable, ...
 
 def worth_keeping(value: Any, method: str = "GET") -> bool:
     """Whether a reply may take the place of an older one: a success with something in it. So with what it was made."""
-    if not isinstance(value, HttpReply):
+    if type(value) is not HttpReply:
         return worth_remembering(value)
     return value.status in SUCCESSES and (method == "HEAD" or value.body.strip() not in NOTHING)
 

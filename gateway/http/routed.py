@@ -60,7 +60,7 @@ class RoutedOperation(Operation[P, T]):
     def _reply_of(call: Call, value: Any) -> HttpReply:
         """The reply that a value came in; one that says nothing if none did, as in a test with `Faults`."""
         trip = call.args[0]
-        reply = value if isinstance(value, HttpReply) else getattr(trip, "reply", None)
+        reply = value if type(value) is HttpReply else getattr(trip, "reply", None)
         return NO_REPLY if reply is None else reply
 
     def _forget(self, key: Hashable) -> bool:

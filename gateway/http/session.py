@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from math import inf
 from ssl import SSLContext
+from types import MappingProxyType
 from typing import Any, cast
 
 from aiohttp import (
@@ -48,6 +49,7 @@ AT_ONCE = 64 * 1024
 PIECEMEAL = 1024 * 1024
 """Bytes; a longer body is written in pieces, so that the loop can breathe (aiohttp warns of anything else)."""
 WIRES_KEPT = 1000
+NONE: Mapping[str, str] = MappingProxyType({})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 FOLLOWED = frozenset({"GET", "HEAD"})
 
@@ -286,7 +288,7 @@ class Session:
     def _headers(self, request: HttpRequest, route: Route) -> CIMultiDict[str] | None:
         """What its caller says of it, and what the policy says where he does not; None: just what the policy says."""
         key = request.idempotency_key
-        context = () if self._policy.propagate is None else propagated(self._policy.propagate)
+        context = NONE if self._policy.propagate is None else propagated(self._policy.propagate)
         if not request.headers and key is None and not context:
             return None
         headers = CIMultiDict(route.headers)
@@ -326,10 +328,11 @@ class Session:
 def propagated(propagate: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:
     """What goes along from the context. What goes wrong with that is no reason to send nothing."""
     try:
-        return dict(checked(propagate()))
+        given = propagate()
+        return dict(checked(given)) if len(given) > 0 else NONE
     except Exception:
         log.exception("HttpPolicy.propagate failed: the request goes without its headers")
-        return {}
+        return NONE
 
 
 def lines_of(response: Response) -> Pairs:
