@@ -46,13 +46,24 @@ def weight_of(value: Any, seen: set[int]) -> int:  # noqa: PLR0911 - as many as 
         return size + weight_of_all(islice(value, SAMPLE), len(value), seen)
     kind: Any = type(value)
     if (fields := struct_fields(kind)) is not None:
-        for name in fields:
-            size += weight_of(getattr(value, name), seen)
-        return size
+        return size + weight_of_fields(value, fields, seen)
     if hasattr(value, "__dict__"):
         size += weight_of(vars(value), seen)
     names = (name for kind in type(value).__mro__ for name in slots_of(kind))
     return size + sum(weight_of(getattr(value, name), seen) for name in names if hasattr(value, name))
+
+
+def weight_of_fields(value: Any, fields: Iterable[str], seen: set[int]) -> int:
+    """Bytes of the fields of a record. Most of them are atoms, and a call for each would be most of it."""
+    size = 0
+    for name in fields:
+        part = getattr(value, name)
+        if type(part) not in ATOMS:
+            size += weight_of(part, seen)
+        elif id(part) not in seen:
+            seen.add(id(part))
+            size += getsizeof(part)
+    return size
 
 
 def weight_of_all(sample: Iterable[Any], count: int, seen: set[int]) -> int:

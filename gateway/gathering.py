@@ -7,15 +7,24 @@ the block and one failure ends the others.
 
 from __future__ import annotations
 
-from asyncio import CancelledError, Future, TimerHandle, current_task, get_running_loop, isfuture, sleep
+from asyncio import (
+    AbstractEventLoop,
+    CancelledError,
+    Future,
+    TimerHandle,
+    current_task,
+    get_running_loop,
+    isfuture,
+    sleep,
+)
 from collections import deque
 from collections.abc import Awaitable, Coroutine, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from inspect import isawaitable
 from math import inf
 from reprlib import repr as brief
-from types import MappingProxyType
+from types import CoroutineType, MappingProxyType
 from typing import Any, cast
 
 from fallbacks.answer import Answer, Source
@@ -124,28 +133,38 @@ class Gathering:
         if task is not None and task.cancelling():
             await sleep(0)  # a cancel that is pending ends it before anything is started
         deadline, grace = AMBIENT.get(), GRACE.get()
-        with ExitStack() as inside:
-            if isinstance(deadline, Timer) and deadline.task is task:  # at its end it would cancel the gather itself
-                world = deadline.world
-                early = max(0.0, min(grace, (deadline.at - world.clock()) / 2))
-                inside.enter_context(Deadline(deadline.at - early, world.clock, world.gateway))
-                deadline, grace = AMBIENT.get(), early / 2
-            inside.callback(GRACE.reset, GRACE.set(grace / 2))
-            while self._unstarted:
-                name, part = self._unstarted.popleft()
-                awaited = part if isinstance(part, Coroutine) else waiting_for(part)
-                try:
-                    self._watch(name, loop.create_task(awaited, name=f"gateway: part {name}"))
-                except BaseException:
-                    awaited.close()
-                    raise
+        earlier: AbstractContextManager[object] = nullcontext()
+        if isinstance(deadline, Timer) and deadline.task is task:  # at its end it would cancel the gather itself
+            world = deadline.world
+            grace = max(0.0, min(grace, (deadline.at - world.clock()) / 2))
+            earlier = Deadline(deadline.at - grace, world.clock, world.gateway)
+            grace /= 2
+        with earlier:
+            deadline = AMBIENT.get()
+            token = GRACE.set(grace / 2)
+            try:
+                self._start_all(loop)
+            finally:
+                GRACE.reset(token)
         if not self._told and deadline is not None and deadline.at != inf:
             left = deadline.at - deadline.world.clock()
             self._timer = loop.call_later(max(left, 0.0) + grace, self._cut_off)
 
+    def _start_all(self, loop: AbstractEventLoop) -> None:
+        while self._unstarted:
+            name, part = self._unstarted.popleft()
+            awaited = part if type(part) is CoroutineType or isinstance(part, Coroutine) else waiting_for(part)
+            try:
+                self._watch(name, loop.create_task(awaited, name=f"gateway: part {name}"))
+            except BaseException:
+                awaited.close()
+                raise
+
     def _adopt(self, task: Future[Any] | None) -> None:
         """Watch the tasks and futures among the parts."""
-        futures = [(name, part) for name, part in self._unstarted if isfuture(part)]
+        futures = [(name, part) for name, part in self._unstarted if type(part) is not CoroutineType and isfuture(part)]
+        if not futures:
+            return
         for name, part in futures:
             if part is task or part.get_loop() is not get_running_loop():
                 problem = "is the task that gathers" if part is task else "belongs to another event loop"
@@ -253,7 +272,7 @@ def check(given: Mapping[str, Any]) -> None:
                 problem, remedy = "the name is no str", "name the part by a str"
             elif name in names:
                 problem, remedy = "the name is in required, too", "give each part a name of its own"
-            elif not isawaitable(part):
+            elif type(part) is not CoroutineType and not isawaitable(part):
                 problem, remedy = f"{brief(part)} is not awaitable", "give what a call gives: operation.ask(...)"
             elif twice is not name:
                 problem, remedy = f"it is the part {brief(twice)}, too", "call once for each part"

@@ -125,6 +125,7 @@ NOBODY = UserRatings(user_id="", ratings=(Rating(movie_id="0", rating=0),))
 NOT_FOUND = Movie(movie_id="0", name="Movie Not Found")
 BLANK = posters.draw("?")
 BEST_TO_WORST = [*(s for s in Source if s not in {Source.LAST_GOOD, Source.STATIC}), Source.LAST_GOOD, Source.STATIC]
+RANK = {source: rank for rank, source in enumerate(BEST_TO_WORST)}
 
 Asked = tuple[Operation[..., Any], Answer[Any]]
 
@@ -266,7 +267,7 @@ def left() -> float:
 
 def worst(answers: Iterable[Answer[Any]]) -> Answer[Any]:
     """The answer that is farthest from live, and of those the oldest."""
-    return max(answers, key=lambda one: (BEST_TO_WORST.index(one.source), one.age))
+    return max(answers, key=lambda one: (RANK[one.source], one.age))
 
 
 def explained(rating: Rating, movie: Answer[Movie], from_: Answer[Any]) -> ExplainedItem:

@@ -147,7 +147,7 @@ class Session:
             target = wire.target(request.path)
         if target is None:
             target = (url or self._url(request, route)).raw_path_qs
-        whole = cast("bytes | None", body)
+        whole: Any = body
         head = wire.head(target, self._headers(request, route), self._tell(), whole)
         connection = await self.connections.connect(wire.way, [], limits.timeout)
         response = await exchange(

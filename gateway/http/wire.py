@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from asyncio import AbstractEventLoop
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import ClientConnectionError, ClientOSError, ClientRequest
 from aiohttp.http import HttpProcessingError, RawResponseMessage
@@ -27,11 +27,26 @@ from gateway.policy import HttpPolicy
 if TYPE_CHECKING:
     from aiohttp import StreamReader
     from aiohttp.client_proto import ResponseHandler
+    from aiohttp.client_reqrep import ConnectionKey
     from aiohttp.connector import Connection
 
 SWITCHED = 101
 PLAIN = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9_~.-]*)+/?")
 """A path that stands in a request as it is: with nothing to quote, and no segment that a URL would take out."""
+
+
+class Way(ClientRequest):
+    """A request that is never sent: connections are looked for by it, as all that lead to one server have one key."""
+
+    _key: ConnectionKey | None = None
+
+    @property
+    def connection_key(self) -> ConnectionKey:
+        """What two connections have in common that may stand for each other."""
+        key = self._key
+        if key is None:
+            key = self._key = super().connection_key
+        return key
 
 
 class Wire:
@@ -43,7 +58,7 @@ class Wire:
         self, method: str, route: Route, *, loop: AbstractEventLoop, closes: bool, tells: tuple[str, ...]
     ) -> None:
         base = URL(route.prefix)
-        self.way = ClientRequest(method, base, headers=route.headers, loop=loop)
+        self.way = Way(method, base, headers=route.headers, loop=loop)
         self._method = self.way.method
         self._prefix = base.raw_path.rstrip("/")
         self._usual = self.way.headers
@@ -127,7 +142,7 @@ async def exchange(
     connection: Connection, request: bytes, *, silence: Silence, head: bool, policy: HttpPolicy
 ) -> Arrival:
     """Write a request, and wait for the headers of its answer. Whatever goes wrong, the connection is closed."""
-    line = cast("ResponseHandler", connection.protocol)
+    line: Any = connection.protocol
     try:
         line.set_response_params(
             skip_payload=head,
@@ -136,7 +151,7 @@ async def exchange(
             max_field_size=policy.max_header,
             max_headers=policy.max_headers,
         )
-        transport = cast("Any", line.transport)
+        transport = line.transport
         transport.write(request)
         silence.begins(line)
         try:
