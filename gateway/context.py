@@ -234,6 +234,10 @@ def whole_ms(left: float) -> int:
 
 def number_in(headers: Mapping[str, str], name: str) -> int | None:
     """The whole number that a header is; None where it is absent or something else."""
-    text = next((value for header, value in headers.items() if header.lower() == name.lower()), "").strip()
+    small, text = name.lower(), ""
+    for header, value in headers.items():
+        if header.lower() == small:
+            text = value.strip()
+            break
     digits = text.isascii() and text.isdigit() and len(text) <= 12  # noqa: PLR2004 - 31 years, in milliseconds
     return int(text) if digits else None

@@ -116,7 +116,8 @@ class Gathering:
                 stop = self._errors.pop(first)
                 note(stop, f'part "{first}"')
             if stop is None:
-                return MappingProxyType({name: self._answer(name) for name in self._names})
+                answer = self._answer if self._errors else self._values.__getitem__
+                return MappingProxyType({name: answer(name) for name in self._names})
             for name, other in self._errors.items():
                 note(stop, f'part "{name}" failed: {told(other)}')
             raise stop
@@ -227,6 +228,8 @@ class Gathering:
 
     def _first(self) -> str | None:
         """The part whose error is raised: one that ends programs, else the first required one that failed."""
+        if not self._errors:
+            return None
         fatal = (name for name, error in self._errors.items() if not isinstance(error, Exception))
         return next(fatal, next((name for name in self._errors if name in self._required), None))
 

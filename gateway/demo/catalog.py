@@ -267,7 +267,12 @@ def left() -> float:
 
 def worst(answers: Iterable[Answer[Any]]) -> Answer[Any]:
     """The answer that is farthest from live, and of those the oldest."""
-    return max(answers, key=lambda one: (RANK[one.source], one.age))
+    return max(answers, key=badness)
+
+
+def badness(one: Answer[Any]) -> tuple[int, float]:
+    """How far an answer is from live, and how old."""
+    return RANK[one.source], one.age
 
 
 def explained(rating: Rating, movie: Answer[Movie], from_: Answer[Any]) -> ExplainedItem:
@@ -288,10 +293,10 @@ def origin(operation: Operation[..., Any], from_: Answer[Any]) -> Origin:
 
 def origin_headers(asked: list[Asked]) -> dict[str, str]:
     """The worst answer of each upstream, and whether any stands in for another; the worst of all in standard words."""
-    upstreams: dict[str, list[Answer[Any]]] = {}
+    worsts: dict[str, Answer[Any]] = {}
     for operation, one in asked:
-        upstreams.setdefault(operation.upstream.name, []).append(one)
-    worsts = {name: worst(answers) for name, answers in upstreams.items()}
+        name = operation.upstream.name
+        worsts[name] = worst((worsts.get(name, one), one))
     sources = (f"{name}={one.source}" + (f";age={one.age:.1f}" if one.age else "") for name, one in worsts.items())
     degraded = any(one.degraded for _, one in asked)
     standard = worst(worsts.values()).to_headers("catalog")

@@ -81,8 +81,7 @@ class FaultSwitch:
 
     @web.middleware
     async def _middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        resource = request.match_info.route.resource
-        if self.mode == "none" or (resource is not None and resource.canonical in ALWAYS_WELL):
+        if self.mode == "none" or is_always_well(request):
             return await handler(request)
         match self.mode:
             case "hang":
@@ -117,6 +116,12 @@ class FaultSwitch:
             if self.mode != "flood":
                 return
             yield FLOOD_CHUNK
+
+
+def is_always_well(request: web.Request) -> bool:
+    """Whether a request is about the fault, or the health, of the service itself."""
+    resource = request.match_info.route.resource
+    return resource is not None and resource.canonical in ALWAYS_WELL
 
 
 def answer(content: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

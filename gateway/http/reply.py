@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class HttpReply(Struct, frozen=True):
+class HttpReply(Struct, frozen=True, gc=False):
     """An answer: its status, its header lines, the bytes of its body. Plain data: safe to remember and to share."""
 
     status: int

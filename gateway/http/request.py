@@ -46,7 +46,7 @@ IDEMPOTENT = {"GET": True, "HEAD": True, "OPTIONS": True, "PUT": True, "DELETE":
 PATHS_KEPT = 512
 
 
-class HttpRequest(Struct, frozen=True):
+class HttpRequest(Struct, frozen=True, gc=False):
     """A request: what fallbacks and `Alternate` get of a call of `up.get` and its like."""
 
     method: str

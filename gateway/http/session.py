@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from asyncio import CancelledError, get_running_loop
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from math import inf
@@ -112,14 +112,20 @@ class Session:
         finally:
             del failure  # its traceback leads to this frame
 
-    async def open(self, request: HttpRequest, body: object, timeout: TimeoutPolicy, route: Route) -> Response:  # noqa: ASYNC109
+    def open(
+        self, request: HttpRequest, body: object, timeout: TimeoutPolicy, route: Route
+    ) -> Coroutine[Any, Any, Response]:
         """The answer as far as its headers; its body is still to be read."""
         limits = self._limits.get((timeout.connect, timeout.read)) or self._limits_of(timeout)
-        response = await self._exchange(request, None, body, limits, route)
-        left = self._policy.redirects
-        if left == 0 or response.status not in REDIRECTS or request.method not in FOLLOWED:
-            return response
-        url = self._url(request, route)
+        follows = self._policy.redirects > 0 and request.method in FOLLOWED
+        return (self._follow if follows else self._exchange)(request, None, body, limits, route)
+
+    async def _follow(
+        self, request: HttpRequest, url: URL | None, body: object, limits: Limits, route: Route
+    ) -> Response:
+        """Send it to where it says, and to where that sends it, as far as that is allowed."""
+        response = await self._exchange(request, url, body, limits, route)
+        url, left = self._url(request, route), self._policy.redirects
         while left > 0 and response.status in REDIRECTS:
             target = followed(url, response.headers.get("Location"))
             if target is None:
