@@ -22,7 +22,7 @@ KINDS_KNOWN = 512
 def copied(value: Any) -> Any:
     """A copy that nobody else can change; the value itself where nobody can change it anyway."""
     kind = type(value)
-    if kind in ATOMS or isinstance(value, (Enum, type)):
+    if kind in ATOMS:
         return value
     if kind is list:
         return [copied(part) for part in value]
@@ -34,7 +34,7 @@ def copied(value: Any) -> Any:
             if mine is not theirs:
                 return kind(parts)
         return value
-    return value if frozen(value, kind) else deepcopy(value)
+    return value if frozen(value, kind) or isinstance(value, (Enum, type)) else deepcopy(value)
 
 
 def frozen(value: Any, kind: type) -> bool:

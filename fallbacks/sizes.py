@@ -34,8 +34,11 @@ def weight_of(value: Any, seen: set[int]) -> int:  # noqa: PLR0911 - as many as 
         return 0
     seen.add(id(value))
     size = getsizeof(value)
-    if type(value) in ATOMS:
+    kind: Any = type(value)
+    if kind in ATOMS:
         return size
+    if (fields := struct_fields(kind)) is not None:
+        return size + weight_of_fields(value, fields, seen)
     if isinstance(value, dict):
         size += weight_of_all(islice(value.keys(), SAMPLE), len(value), seen)
         return size + weight_of_all(islice(value.values(), SAMPLE), len(value), seen)
@@ -44,9 +47,6 @@ def weight_of(value: Any, seen: set[int]) -> int:  # noqa: PLR0911 - as many as 
         return size + weight_of_all(value[::step], len(value), seen)
     if isinstance(value, (set, frozenset)):
         return size + weight_of_all(islice(value, SAMPLE), len(value), seen)
-    kind: Any = type(value)
-    if (fields := struct_fields(kind)) is not None:
-        return size + weight_of_fields(value, fields, seen)
     if hasattr(value, "__dict__"):
         size += weight_of(vars(value), seen)
     names = (name for kind in type(value).__mro__ for name in slots_of(kind))

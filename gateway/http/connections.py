@@ -145,9 +145,10 @@ class Connections(TCPConnector):
     def _ended(self, connection: Connection, transport: Transport) -> None:
         """A connection comes back, or is about to be closed."""
         self._in_use -= 1
+        protocol = connection.protocol
         if transport.get_write_buffer_size():  # a close would wait until a server that does not read has read it
             transport.abort()
-        elif connection.protocol is not None and not connection.protocol.should_close:
+        elif protocol is not None and not protocol.should_close:
             self._idle_since[transport] = now = self._clock()
             if len(self._idle_since) > MOST_IDLE:
                 self._close_surplus(now)

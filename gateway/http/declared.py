@@ -86,8 +86,11 @@ class DeclaredOperation(RoutedOperation[..., T]):
         self._key_of = lambda args, kwargs: None  # noqa: ARG005 - it has one when its request is made
 
     def _key_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+        return self._key_of_request(self._form.request(args, kwargs), args, kwargs)
+
+    def _key_of_request(self, request: HttpRequest, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
         named = None if self._said.key is None else self._keys.of(args, kwargs)
-        return self.names.key(self._form.request(args, kwargs), named)
+        return self.names.key(request, named)
 
     def forget_all(self, *first: Any) -> int:
         """Forget all answers to calls that begin with these arguments, for all callers; see `Operation.forget_all`.
@@ -122,11 +125,12 @@ class DeclaredOperation(RoutedOperation[..., T]):
         raise BadReply(problem, reply=reply)
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        trip = Trip(self._form.request(args, kwargs), args, kwargs)
-        key = self._key_for(args, kwargs) if self._remember is not None else None
+        request = self._form.request(args, kwargs)
+        remembers = self._remember is not None
+        key = self._key_of_request(request, args, kwargs) if remembers else None
         call = Operation._begin(self, args, kwargs)  # noqa: SLF001 - with its own trip
-        call.args, call.kwargs = (trip,), {}
-        if self._remember is not None:
+        call.args, call.kwargs = (Trip(request, args, kwargs),), {}
+        if remembers:
             call.key = key
         return call
 

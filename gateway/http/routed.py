@@ -48,7 +48,8 @@ class RoutedOperation(Operation[P, T]):
         return self._remember_and_share
 
     def _remember_and_share(self, call: Call, value: Any) -> None:
-        key, request, reply = cast("Key | None", call.key), self.request_of(call), self._reply_of(call, value)
+        key: Any = call.key
+        request, reply = self.request_of(call), self._reply_of(call, value)
         if call.flight is not None and not self.names.is_shareable(request, reply, key):
             call.flight.part()
             call.flight = None
