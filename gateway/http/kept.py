@@ -9,12 +9,13 @@ affair.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sized
 from functools import lru_cache
 from typing import Any
 
 from msgspec import Struct
 
+from fallbacks.copying import KINDS_KNOWN
 from fallbacks.spelling import spelled
 from gateway.arguments import canonical
 from gateway.http.reply import HttpReply
@@ -268,9 +269,16 @@ def values_of(names: Iterable[str], sent: dict[str, str]) -> tuple[Hashable, ...
 
 def worth_keeping(value: Any, method: str = "GET") -> bool:
     """Whether a reply may take the place of an older one: a success with something in it. So with what it was made."""
-    if type(value) is not HttpReply:
-        return worth_remembering(value)
+    kind: Any = type(value)
+    if kind is not HttpReply:
+        return worth_remembering(value) if may_be_empty(kind) else value is not None
     return value.status in SUCCESSES and (method == "HEAD" or value.body.strip() not in NOTHING)
+
+
+@lru_cache(maxsize=KINDS_KNOWN)
+def may_be_empty(kind: type) -> bool:
+    """Whether values of a class have a length; known by class, as to ask it of each Struct is dear."""
+    return issubclass(kind, Sized)
 
 
 def size_of_reply(reply: HttpReply) -> int:
