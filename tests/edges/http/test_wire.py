@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -173,3 +174,18 @@ async def test_answers_that_come_at_once_make_no_timer_each(gate: Gateway) -> No
             del loop.call_at
 
     assert len(made) <= 1
+
+
+@pytest.mark.virtual_time
+async def test_a_reader_who_takes_his_time_is_no_silence_of_the_server(gate: Gateway) -> None:
+    many = 4 * 1024 * 1024  # bytes, once unpacked: more than is unpacked before somebody reads
+    zipped = gzip.compress(b" " * many)
+
+    async with serving(always(reply(zipped, "Content-Encoding: gzip"))) as server:
+        up = gate.http("up", server.url, policy=Policy(retry=ONE_TRY, timeout=TimeoutPolicy(read=1.0, attempt=9.0)))
+
+        async with up.stream("GET", "/") as stream:
+            await asyncio.sleep(5.0)
+            length = sum([len(piece) async for piece in stream])
+
+        assert length == many
