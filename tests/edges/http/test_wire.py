@@ -12,6 +12,7 @@ import pytest
 from aiohttp import ClientSession, DummyCookieJar
 
 from gateway import BulkheadPolicy, ConfigError, Deadline, Gateway, HttpPolicy, Policy, TimeoutPolicy
+from gateway.http.request import HttpRequest
 from gateway.http.session import AT_ONCE
 from tests.edges.http.misbehaving import OK, Visit, always, reply, serving
 from tests.support import NEVER_OPENS, ONE_TRY, ended
@@ -98,6 +99,17 @@ async def test_the_time_that_is_left_goes_before_one_that_was_handed_on(gate: Ga
 async def test_a_header_that_would_be_two_is_refused_at_registration(gate: Gateway, knob: str) -> None:
     with pytest.raises(ConfigError, match="no header name"):
         gate.http("up", "http://localhost", http=HttpPolicy(**{knob: "X-A: 1\r\nX-B"}))
+
+
+async def test_what_nobody_has_checked_is_no_second_header_either(gate: Gateway) -> None:
+    async with serving(always(OK)) as server:
+        up = gate.http("up", server.url, policy=QUIET)
+        made_by_hand = HttpRequest("GET", "/", headers=(("X-A", "1\r\nX-B: 2"),))
+
+        error = await ended(up.get(made_by_hand))
+
+        assert isinstance(error.__cause__, ValueError)
+        assert server.requests == []
 
 
 async def test_answers_that_only_announce_another_one_are_passed_over(gate: Gateway) -> None:
