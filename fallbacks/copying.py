@@ -8,6 +8,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
+from operator import is_
 from typing import Any, cast
 from uuid import UUID
 
@@ -21,27 +22,23 @@ KINDS_KNOWN = 512
 
 def copied(value: Any) -> Any:
     """A copy that nobody else can change; the value itself where nobody can change it anyway."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind in ATOMS:
         return value
+    if (names := frozen_fields(kind)) is not None:
+        return value if all_frozen(value, names) else deepcopy(value)
     if kind is list:
         return [copied(part) for part in value]
     if kind is dict:
         return {copied(key): copied(part) for key, part in value.items()}
     if kind is tuple or kind is frozenset:
         parts = [copied(part) for part in value]
-        for mine, theirs in zip(parts, value, strict=True):
-            if mine is not theirs:
-                return kind(parts)
-        return value
-    return value if frozen(value, kind) or isinstance(value, (Enum, type)) else deepcopy(value)
+        return value if all(map(is_, parts, value)) else kind(parts)
+    return value if isinstance(value, (Enum, type)) else deepcopy(value)
 
 
-def frozen(value: Any, kind: type) -> bool:
-    """Whether this is a frozen record of immutable fields."""
-    names = frozen_fields(kind)
-    if names is None:
-        return False
+def all_frozen(value: Any, names: tuple[str, ...]) -> bool:
+    """Whether nobody can change what is in these fields."""
     for name in names:
         part = getattr(value, name)
         if type(part) not in ATOMS and copied(part) is not part:
