@@ -108,8 +108,10 @@ def lines(found: dict[str, list[Variant]]) -> Iterator[str]:
     yield (
         f"The page of the demo's catalog: one request for the ratings, then five at once for the films, from an "
         f"upstream that costs next to nothing. `wrk -t1 -c{CONNECTIONS}`; the catalog, its upstream and wrk share the "
-        "machine. The bare one decodes, composes and encodes the same, with one session and nothing round it. *gc*: "
-        "`gc.freeze()` once it is up, and higher thresholds. Ratios are to the bare one on plain asyncio, turn by turn."
+        "machine. The bare one decodes, composes and encodes the same, with one session and nothing round it; the "
+        "demo's has more places in its pools than usual, so that it asks for every film, too. *gc*: `gc.freeze()` once "
+        "it is up, and higher thresholds. Ratios are to the bare one on plain asyncio, turn by turn. Where the rest "
+        "goes: [what a page costs](http-cost.md)."
     )
     for python, variants in found.items():
         yield f"**{python}**"

@@ -130,3 +130,13 @@ def test_it_looks_at_a_sample_only() -> None:
 
     assert size_of([Part() for _ in range(50_000)]) == pytest.approx(50_000 * 116, rel=0.2)
     assert looked <= 2 * SAMPLE + 1
+
+
+def test_what_stands_twice_in_a_record_is_counted_once() -> None:
+    class Pair(Struct):
+        one: str
+        other: str
+
+    same = "the same text, and not two that are alike"
+
+    assert size_of(Pair(same, same)) == exact(Pair(same, same)) == size_of(Pair(same, "")) - sys.getsizeof("")

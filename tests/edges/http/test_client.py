@@ -438,3 +438,13 @@ async def test_limits_are_tuned_live(gate: Gateway) -> None:
 async def test_what_cannot_work_is_a_config_error(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong)) + "|headers"):
         HttpPolicy(**wrong)
+
+
+async def test_an_argument_that_begins_a_declared_path_names_no_server(gate: Gateway) -> None:
+    up = gate.http("up", "http://localhost")
+
+    @up.get("{what}:x", into=HttpReply)
+    async def asked(what: str) -> Any: ...
+
+    with pytest.raises(ConfigError, match="a server of its own"):
+        await asked("http")
