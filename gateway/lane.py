@@ -1,7 +1,8 @@
 """The time limit of one try.
 
 The tries of one upstream all last the same, so their deadlines are monotone: a dict in order of entry is the priority
-queue, and one loop timer serves every call in flight. Only a try that must end sooner gets a timer of its own.
+queue, and one loop timer serves every call in flight. Only what must end sooner has a timer of its own: one for all
+tries that end at the same instant, as those of the calls do that one page makes under its deadline.
 
 When its time comes, a timer cancels the task; `stop` takes exactly that cancel back, and says whether it was the
 reason. The rules are those of `asyncio.timeout` (Python 3.11, `asyncio/timeouts.py`); a differential fuzz in the tests
@@ -13,6 +14,8 @@ from __future__ import annotations
 from asyncio import AbstractEventLoop, CancelledError, Task, TimerHandle
 from math import inf
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from gateway.call import Call
 from gateway.context import HALF_MICROSECOND, Ambient, Clock
@@ -26,7 +29,7 @@ class Timer(Ambient, eq=False):
     cancelling: int  # cancels that were pending before ours
     pending: dict[Timer, None]
     nearer: bool = False  # it ends sooner than the lane
-    handle: TimerHandle | None = None
+    moment: Moment | None = None  # that it ends at, where that is nearer
     fired_at: float | None = None
     first: bool = False  # it fired, and nobody had cancelled the task before
     sent: bool = False  # a request that must not be repeated went out under it, beside what it is the limit of
@@ -35,8 +38,8 @@ class Timer(Ambient, eq=False):
         """End the limit; whether it had fired, so that what comes now comes late."""
         if self.fired_at is None:
             del self.pending[self]
-            if self.handle is not None:
-                self.handle.cancel()
+            if self.moment is not None and not self.pending:
+                self.moment.pass_by()
             return False
         self.task.uncancel()
         return True
@@ -57,7 +60,7 @@ class Repeats(Protocol):
 class Lane:
     """Time limits of one duration, in seconds, on one loop. `retry`: what repeats a call that fails, if anything."""
 
-    __slots__ = ("_armed", "_loop", "_own", "_pending", "_retry", "clock", "gateway", "seconds")
+    __slots__ = ("_armed", "_loop", "_moments", "_pending", "_retry", "_served", "clock", "gateway", "seconds")
 
     def __init__(
         self,
@@ -73,7 +76,8 @@ class Lane:
         self._loop = loop
         self.clock = clock
         self._pending: dict[Timer, None] = {}
-        self._own: dict[Timer, None] = {}
+        self._served: dict[Timer, None] = {}  # those that the timer of the call they are made in ends as well
+        self._moments: dict[float, Moment] = {}
         self._armed = False
 
     @property
@@ -84,7 +88,7 @@ class Lane:
     @property
     def running(self) -> int:
         """How many limits run."""
-        return len(self._pending) + len(self._own)
+        return sum(map(len, (self._pending, self._served, *(moment.timers for moment in self._moments.values()))))
 
     def start(self, call: Call) -> Timer:
         """A limit that ends `seconds` from where the call is now, or at its cutoff if that is sooner."""
@@ -99,19 +103,27 @@ class Lane:
 
     def _start_own(self, call: Call) -> Timer:
         at, outer = call.cutoff, call.outer
-        timer = Timer(at, self, call.tries, call.task, call.cancelling, self._own, nearer=True)
-        self._own[timer] = None
-        if not isinstance(outer, Timer) or outer.task is not call.task or outer.at != at or outer.fired_at is not None:
-            timer.handle = self._loop.call_at(at, self._fire_own, timer)
-        # else the call that this one is made in ends at the same instant: its timer serves both, and is surely first
+        if isinstance(outer, Timer) and outer.task is call.task and outer.at == at and outer.fired_at is None:
+            # The call that this one is made in ends at the same instant: its timer serves both, and is surely first.
+            moment, pending = None, self._served
+        else:
+            moments = self._moments
+            moment = moments.get(at)
+            if moment is None:
+                moment = moments[at] = Moment(at, {}, self._loop.call_at(at, self._come, at), moments)
+            pending = moment.timers
+        timer = Timer(at, self, call.tries, call.task, call.cancelling, pending, nearer=True, moment=moment)
+        pending[timer] = None
         return timer
 
-    def _fire_own(self, timer: Timer) -> None:
-        now = self.clock()
-        if timer.at - now > HALF_MICROSECOND:  # uvloop counts whole milliseconds, and may come early
-            timer.handle = self._loop.call_later(timer.at - now + 0.001, self._fire_own, timer)
-        else:
-            self._fire(timer, now)
+    def _come(self, at: float) -> None:
+        now, moment = self.clock(), self._moments[at]
+        if at - now > HALF_MICROSECOND:  # uvloop counts whole milliseconds, and may come early
+            moment.handle = self._loop.call_later(at - now + 0.001, self._come, at)
+            return
+        del self._moments[at]
+        for timer in tuple(moment.timers):
+            fire(timer, now)
 
     def _arm(self, at: float) -> None:
         if at != inf:
@@ -128,11 +140,32 @@ class Lane:
                 break
             expired.append(timer)
         for timer in expired:
-            self._fire(timer, now)
+            fire(timer, now)
 
-    @staticmethod
-    def _fire(timer: Timer, now: float) -> None:
-        del timer.pending[timer]
-        timer.fired_at = now
-        timer.first = timer.task.cancelling() <= timer.cancelling
-        timer.task.cancel()
+
+class Moment(Struct, eq=False):
+    """The limits that end at one instant, nearer than those of the lane, and the loop timer that they share.
+
+    It lasts as long as any of them runs. `moments`: where it is found meanwhile, by its instant.
+    """
+
+    at: float
+    timers: dict[Timer, None]
+    handle: TimerHandle
+    moments: dict[float, Moment]
+
+    def pass_by(self) -> None:
+        """The last of them has stopped: nobody waits for it any more."""
+        self.handle.cancel()
+        if self.moments.get(self.at) is self:  # not if it has just come, and this one was stopped by what that set off
+            del self.moments[self.at]
+
+
+def fire(timer: Timer, now: float) -> None:
+    """Its time has come."""
+    if timer not in timer.pending:
+        return  # it was stopped by what another one's cancel set off: a future of the user's own kind may do anything
+    del timer.pending[timer]
+    timer.fired_at = now
+    timer.first = timer.task.cancelling() <= timer.cancelling
+    timer.task.cancel()

@@ -411,8 +411,75 @@ async def test_a_limit_at_another_instant_gets_a_timer_of_its_own() -> None:
 
     inner = lane.start(a_call(lane, now() + 0.4, outer))
 
-    assert inner.handle is not None
+    assert len(timers()) == 2
     assert [inner.stop(), outer.stop()] == [False, False]
+    assert timers() == []
+
+
+@pytest.mark.virtual_time
+async def test_limits_that_end_at_one_instant_share_a_timer_as_long_as_one_of_them_runs() -> None:
+    lane = a_lane(1.0)
+    at = now() + 0.5
+
+    limits = [lane.start(a_call(lane, at)) for _ in range(3)]
+    shared, running = len(timers()), lane.running
+    for limit in limits[:2]:
+        limit.stop()
+    left, running_then = len(timers()), lane.running
+    limits[2].stop()
+
+    assert (shared, running) == (1, 3)
+    assert (left, running_then) == (1, 1)
+    assert (timers(), lane.running, lane._moments) == ([], 0, {})
+
+
+@pytest.mark.virtual_time
+async def test_a_limit_after_the_others_of_its_instant_have_stopped_gets_a_timer_again() -> None:
+    lane = a_lane(1.0)
+    at = now() + 0.5
+    lane.start(a_call(lane, at)).stop()
+
+    with pytest.raises(TimeoutError):
+        await limited(lane, sleep(60), at)
+
+    assert now() == pytest.approx(at)
+
+
+@pytest.mark.virtual_time
+async def test_of_limits_that_share_a_timer_each_ends_its_own_task_and_those_that_stopped_none() -> None:
+    lane = a_lane(1.0)
+    at = now() + 0.5
+    late = [create_task(limited(lane, sleep(60), at)) for _ in range(2)]
+    early = create_task(limited(lane, sleep(0.3, "in time"), at))
+
+    ends = [await ended(task) for task in (early, *late)]
+
+    assert ends[0] == "in time"
+    assert [type(end) for end in ends[1:]] == [TimeoutError, TimeoutError]
+    assert now() == pytest.approx(at)
+    assert lane.running == 0
+
+
+@pytest.mark.parametrize("nearer", [False, True])
+@pytest.mark.virtual_time
+async def test_a_limit_that_is_stopped_by_the_cancel_of_another_is_left_alone(nearer: bool) -> None:
+    """A task that waits for a future of somebody's own kind runs that one's `cancel` at once."""
+    lane = a_lane(0.5)
+    cutoff = now() + 0.4 if nearer else inf
+
+    class Stopping(Worker):
+        def cancel(self) -> None:
+            super().cancel()
+            second.stop()
+
+    first = lane.start(a_call(lane, cutoff, task=Stopping()))
+    other = Worker()
+    second = lane.start(a_call(lane, cutoff, task=other))
+    await sleep(0.6)
+
+    assert (first.fired_at is not None, second.fired_at, other.cancels) == (True, None, 0)
+    assert first.stop()
+    assert lane.running == 0
 
 
 @pytest.mark.virtual_time
@@ -447,8 +514,8 @@ async def test_a_limit_that_has_ended_already_serves_nobody_any_more() -> None:
     loop = cast("VirtualTimeLoop", get_running_loop())
     at = now() + 0.5
     outer = lane.start(a_call(lane, at))
-    outer.handle.cancel()  # type: ignore[union-attr]
-    loop.call_at(at - HALF_MICROSECOND / 2, lane._fire_own, outer)
+    outer.moment.handle.cancel()  # type: ignore[union-attr]
+    loop.call_at(at - HALF_MICROSECOND / 2, lane._come, at)
     with pytest.raises(CancelledError):
         await sleep(60)
 
