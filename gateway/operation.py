@@ -181,6 +181,7 @@ class Operation(Generic[P, T]):
         try:
             if call.cancelling:
                 await sleep(0)  # a cancel that is pending ends the call before anything is sent
+                call.at = self._clock()
             if self._looks_first and (answer := self._from_memory(call)) is not None:
                 return as_asked(answer, whole)
             if self._flights is not None and (answer := await self._from_flight(call, self._flights)) is not None:

@@ -5,9 +5,10 @@ The table is that of all cells: how the upstream is, what is remembered, who els
 
 from __future__ import annotations
 
-from asyncio import create_task, gather, sleep
+from asyncio import CancelledError, create_task, current_task, gather, get_running_loop, sleep
+from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -25,6 +26,7 @@ from gateway import (
     Static,
     TimeoutPolicy,
 )
+from gateway.testing import VirtualTimeLoop
 from tests.calls.remembered import World, facts
 from tests.stores import Store
 from tests.support import ONE_TRY, Boom, counted, ended, now
@@ -53,6 +55,24 @@ async def test_a_fresh_answer_is_given_without_asking(world: World) -> None:
     assert not answer.degraded
     assert now() == began
     assert counted(world.up) == {"asked": 2, "live": 1, "cached": 1, "attempts": 1}
+
+
+async def test_one_that_grows_too_old_while_the_call_looks_whether_its_caller_has_left_is_no_answer(
+    world: World,
+) -> None:
+    ask = world.ask(fresh_for=10.0)
+    await ask()
+    task, loop = current_task(), cast("VirtualTimeLoop", get_running_loop())
+    assert task is not None
+    task.cancel()
+    with suppress(CancelledError):  # it stayed; so its calls look whether it is told to leave again
+        await sleep(0)
+    loop.call_soon(loop.advance, 11.0)
+
+    answer = await ask.ask()
+    task.uncancel()
+
+    assert (answer.source, counted(world.up)["attempts"]) == ("live", 2)
 
 
 async def test_one_that_is_no_more_fresh_is_asked_for_anew(world: World) -> None:
