@@ -60,6 +60,7 @@ class Admin:
         self._journal = journal
         self._tuning = Tuning(gate, journal, on_record=self._recorded)
         self._state = State(gate, tuned=self._tuned, journal=journal.kept)
+        self._state.stories.told_elsewhere = lambda: self._tuning.applying
         self._routes = Routes(gate, self._state, self._tuning)
         app = web.Application(client_max_size=LARGEST, middlewares=[errors, guarding(guards)])
         app.on_response_prepare.append(add_headers)

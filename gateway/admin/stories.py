@@ -165,6 +165,7 @@ class Stories:
         self.clock = clock
         self.plain_every = plain_every
         self.errors = errors
+        self.told_elsewhere: Callable[[], bool] = lambda: False  # whether whoever changes a policy now says so himself
         self.lines: deque[Line] = deque(maxlen=LINES)
         self._ids = count(1)
         self._kept: dict[str, Kept] = {}
@@ -247,6 +248,8 @@ class Stories:
 
     def policy_changed(self, event: PolicyChanged) -> None:
         """An upstream goes by other numbers."""
+        if self.told_elsewhere():
+            return
         changes = ", ".join(f"{knob} {before} -> {after}" for knob, before, after in changed(event.before, event.after))
         if changes:
             self.note("policy", event.upstream, changes, event.at)

@@ -82,6 +82,11 @@ class Tuning:
             self._mine = False
         self.gate.on(PolicyChanged)(self._changed)
 
+    @property
+    def applying(self) -> bool:
+        """Whether a change that is heard of now is an operator's, of which there is a record."""
+        return self._mine
+
     async def close(self) -> None:
         """Carry changes through to their end, and keep no more. What is tuned stays so."""
         self.gate.off(self._changed)

@@ -195,6 +195,18 @@ async def test_a_bigger_pool_lets_those_in_who_wait_and_loses_nobody() -> None:
     assert (before, after) == ((1, 5), (6, 0))
 
 
+async def test_a_change_is_one_event_whoever_makes_it(admin: Admin, gate: Gateway) -> None:
+    await limit(admin, 40)
+    gate["ratings"].tune_fields({"bulkhead.limit": 50})
+
+    events = (await ask(admin, "GET", "/state")).json["events"]
+
+    assert sorted((one["kind"], one["text"]) for one in events if "bulkhead.limit" in one["text"]) == [
+        ("control", "tune by somebody: bulkhead.limit 20 -> 40"),
+        ("policy", "bulkhead.limit 40 -> 50"),
+    ]
+
+
 async def test_knobs_are_described_for_a_form(admin: Admin) -> None:
     await limit(admin, 40)
 
