@@ -26,6 +26,7 @@ from gateway import (
     TimeoutPolicy,
     UnknownTimeout,
 )
+from gateway.lane import fire
 from tests.edges.http.misbehaving import OK, Visit, always, serving
 from tests.support import NEVER_OPENS, ONE_TRY, counted, ended, gone, now
 
@@ -182,7 +183,7 @@ async def test_a_caller_who_leaves_as_the_time_is_over_has_left(gate: Gateway, b
     limit = next(iter(up._lanes.values()))
     timer = next(iter(limit._pending))
 
-    limit._fire(timer, up.clock())
+    fire(timer, up.clock())
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
