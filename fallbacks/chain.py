@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from fallbacks.answer import Answer, Question, Source, Tier
+from fallbacks.answer import LIVE, Answer, Question, Source, Tier
 
 Scope = Callable[[float], AbstractContextManager[object]]
 """Makes an instant the ambient deadline, for tiers that call other upstreams."""
@@ -52,54 +52,67 @@ class Fallback:
 
     def ask(self, question: Question) -> Answer[Any] | Awaitable[Answer[Any] | None] | None:
         """The same, at once as long as the tiers answer at once: what they remember, and defaults, cost no `await`."""
-        if cancels():
-            return self._after_a_look_round(question)
-        return self._ask(0, question)
+        if before := cancels():
+            return self._after_a_look_round(question, before)
+        return self._ask(0, question, here_and_now(), 0)
 
-    async def _after_a_look_round(self, question: Question) -> Answer[Any] | None:
+    async def _after_a_look_round(self, question: Question, before: int) -> Answer[Any] | None:
+        began = here_and_now()
         await asyncio.sleep(0)  # a cancel that is pending ends it here; those of the past are no news
-        answer = self._ask(0, question)
+        now = here_and_now()
+        answer = self._ask(0, later(question, now - began), now, before)
         return answer if answer is None or isinstance(answer, Answer) else await answer
 
-    def _ask(self, place: int, question: Question) -> Answer[Any] | Awaitable[Answer[Any] | None] | None:
-        """The tiers from this place on."""
+    def _ask(
+        self, place: int, question: Question, began: float, before: int
+    ) -> Answer[Any] | Awaitable[Answer[Any] | None] | None:
+        """The tiers from this place on. `began`: the loop's time at the question's now; `before`: cancels of old."""
         for tier in self.tiers[place:]:
             if question.outcome == "unknown" and not getattr(tier, "after_unknown", False):
                 question.error.add_note(f"{name_of(tier)} was not asked: it may have taken effect")
+                place += 1
+                continue
+            if place and (passed := here_and_now() - began):
+                question, began = later(question, passed), began + passed
+            try:
+                answer = tier.answer(question)
+                if answer is not None and type(answer) is not Answer:
+                    return self._wait(place, tier, answer, question, began)
+                answer = fitting(answer, question)
+            except Exception as error:  # noqa: BLE001 - whatever it raises, the next tier is asked
+                self._note_failure(tier, question, error)
+            except asyncio.CancelledError as error:
+                if cancels() > before:  # the caller left, not something inside
+                    raise
+                self._note_failure(tier, question, error)
             else:
-                try:
-                    answer = tier.answer(question)
-                    if answer is not None and type(answer) is not Answer:
-                        return self._wait(place, tier, answer, question)
-                    answer = fitting(answer, question)
-                except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it raises, the next is asked
-                    self._note_failure(tier, question, error)
-                else:
-                    if answer is not None:
-                        return answer
-                    question.error.add_note(f"{name_of(tier)} had no answer")
+                if answer is not None:
+                    return answer
+                question.error.add_note(f"{name_of(tier)} had no answer")
             place += 1
         return None
 
-    async def _wait(self, place: int, tier: Tier, promise: object, question: Question) -> Answer[Any] | None:
+    async def _wait(
+        self, place: int, tier: Tier, promise: object, question: Question, began: float
+    ) -> Answer[Any] | None:
         """What a tier has promised; else what the tiers after it have."""
         before = cancels()
-        clock = asyncio.get_running_loop().time
-        began = clock()
         try:
-            answer = fitting(await self._wait_for(place, tier, promise, question), question)
+            passed = here_and_now() - began
+            found = await self._wait_for(place, tier, promise, later(question, passed) if passed else question)
+            answer = fitting(found, question)
         except Exception as error:  # noqa: BLE001 - as above
             self._note_failure(tier, question, error)
         except asyncio.CancelledError as error:
-            if cancels() > before:  # the caller left, not something inside
+            if cancels() > before:  # as above
                 raise
             self._note_failure(tier, question, error)
         else:
             if answer is not None:
                 return answer
             question.error.add_note(f"{name_of(tier)} had no answer")
-        later = self._ask(place + 1, msgspec.structs.replace(question, now=question.now + clock() - began))
-        return later if later is None or isinstance(later, Answer) else await later
+        others = self._ask(place + 1, question, began, before)
+        return others if others is None or isinstance(others, Answer) else await others
 
     def _note_failure(self, tier: Tier, question: Question, error: BaseException) -> None:
         self.failed += 1
@@ -156,13 +169,24 @@ def fitting(answer: Answer[Any] | None, question: Question) -> Answer[Any] | Non
         return None
     if type(answer.source) is not Source:
         raise TypeError(f"{answer.source!r} is no Source")
-    return answer if answer.error is not None else degraded(answer, question)
+    return answer if answer.error is not None and answer.source is not LIVE else degraded(answer, question)
 
 
 def degraded(answer: Answer[Any], question: Question) -> Answer[Any]:
-    """A tier's answer that does not say what it stands in for."""
-    source = Source.HANDLER if answer.source is Source.LIVE else answer.source
-    return msgspec.structs.replace(answer, source=source, error=question.error)
+    """A tier's answer that does not say what it stands in for, or that it does."""
+    source = Source.HANDLER if answer.source is LIVE else answer.source
+    error = question.error if answer.error is None else answer.error
+    return msgspec.structs.replace(answer, source=source, error=error)
+
+
+def here_and_now() -> float:
+    """The running loop's time."""
+    return asyncio.get_running_loop().time()
+
+
+def later(question: Question, passed: float) -> Question:
+    """The same question, so many seconds later."""
+    return msgspec.structs.replace(question, now=question.now + passed)
 
 
 def told(error: BaseException) -> str:

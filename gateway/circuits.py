@@ -265,15 +265,14 @@ class Asked:
     One of whom nobody knows who he is is let in like the others, and what he says does not count (`counts=False`).
     """
 
+    unguarded: ClassVar[None] = None
+    """There is no leave for everybody where callers are told apart."""
     __slots__ = ("breaker", "caller", "counts")
 
     def __init__(self, breaker: CircuitBreaker, caller: Hashable, *, counts: bool = True) -> None:
         self.breaker = breaker
         self.caller = caller
         self.counts = counts
-
-    unguarded: ClassVar[None] = None
-    """Who knows its caller is asked each time."""
 
     @property
     def slow_beyond(self) -> float:

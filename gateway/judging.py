@@ -72,7 +72,7 @@ class Judge:
         error: BaseException,
         idempotent: bool | None,  # noqa: FBT001
         timed_out: bool,  # noqa: FBT001
-        sent: bool,  # noqa: FBT001
+        sent: bool,  # noqa: FBT001 - all three, by place: see above
     ) -> tuple[Outcome, bool]:
         """The outcome of a try that raised, and whether it certainly had no effect.
 
@@ -125,7 +125,7 @@ def classified(
     return send_and_judge
 
 
-def failure_of(  # noqa: PLR0917 - as above
+def failure_of(  # noqa: PLR0917 - each failure passes here, as in `verdict`
     call: Call, error: BaseException, upstream: str, operation: str, took: float, limit: Timer | None
 ) -> GatewayError:
     """Our own fresh error: one that users store and raise again would grow with every call. `limit`: it fired."""

@@ -297,7 +297,6 @@ class Operation(Generic[P, T]):
         call.attempts += 1
         now = upstream.clock()
         took = now - call.at
-        call.at = now
         if timer.fired_at is not None and now - timer.fired_at > GRACE:
             self.tally.overran += 1
         outcome, call.not_sent = self._judge.verdict(call, error, self.idempotent, timed_out, timer.sent)
@@ -349,7 +348,7 @@ class Operation(Generic[P, T]):
         failure, upstream = call.failure, self.upstream
         if failure is not error or not (self.idempotent or call.not_sent):
             return None
-        left = call.cutoff - call.at
+        left = call.cutoff - self._clock()
         cause, at_once = failure.__cause__ or failure, self._elsewhere(call)
         pause = upstream.retry.pause(call.attempts, cause, call.outcome, left, at_once=at_once)
         if pause is None:
@@ -412,7 +411,7 @@ class Operation(Generic[P, T]):
             call.args,
             call.kwargs,
             error,
-            call.at,
+            self._clock(),
             call.deadline,
             call.outcome,
             self.idempotent,
@@ -453,14 +452,14 @@ class Operation(Generic[P, T]):
             self.calls.remove(call)
         except KeyError:
             return  # its loop was closed under it, and it was counted then
-        if call.source is not None:  # a tier's: `_ask` keeps no answer, or its error would lead back to it
+        if call.source is not None:  # of an answer that is not live; `_ask` keeps none, or its error would lead back
             ended = call.source
         if self._circuit_of is not None and self._cold.circuit_by is not None:
             breaker_of(call.breaker).in_use -= 1
         self.tally.ended[ended] += 1
         if self.upstream.listeners.call_finished:
             self._tell_finished(call, ended)
-        if ended is not LIVE:
+        if ended is not LIVE or call.failure is not None:
             if call.flight is not None:  # it leads one, and leaves
                 leave_flight(call, self.upstream)
             call.error = None  # as in `_fall_back`: no circles
@@ -474,7 +473,8 @@ class Operation(Generic[P, T]):
         listeners = self.upstream.listeners
         source = ended if isinstance(ended, Source) else None
         now = self.upstream.clock()
-        outcome = CANCELLED if ended is CANCELLED else Outcome.SUCCESS if source in AS_GOOD_AS_LIVE else call.outcome
+        well = source in AS_GOOD_AS_LIVE and call.error is None
+        outcome = CANCELLED if ended is CANCELLED else Outcome.SUCCESS if well else call.outcome
         event = CallFinished(
             upstream=self.upstream.name,
             at=now,

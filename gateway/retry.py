@@ -12,9 +12,9 @@ from math import isfinite
 from random import Random, uniform
 from time import monotonic
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tenacity import RetryCallState, wait_exponential, wait_random_exponential
+from tenacity import Future, RetryCallState, wait_exponential, wait_random_exponential
 
 from gateway.context import HALF_MICROSECOND, Clock
 from gateway.outcome import Outcome, reason_of, retry_after_of
@@ -23,6 +23,34 @@ if TYPE_CHECKING:
     from gateway.policy import BudgetPolicy, RetryPolicy, Wait
 
 log = logging.getLogger("gateway")
+
+NO_RETRYING: Any = SimpleNamespace()
+"""In the place of tenacity's own loop: waits do not ask for it."""
+
+
+class Tried(RetryCallState):
+    """What a wait strategy is told of a try that failed.
+
+    Its `outcome` is made when somebody asks for it: few do, and to make it costs more than all else of a retry.
+    """
+
+    def __init__(self, attempts: int, error: BaseException) -> None:
+        super().__init__(NO_RETRYING, None, (), {})
+        self.attempt_number = attempts
+        self.outcome_timestamp = self.start_time
+        self._error = error
+
+    @property
+    def outcome(self) -> Future:
+        """The error, as tenacity has it."""
+        if self._outcome is None:
+            self._outcome = Future(self.attempt_number)
+            self._outcome.set_exception(self._error)
+        return self._outcome
+
+    @outcome.setter
+    def outcome(self, outcome: Future | None) -> None:
+        self._outcome = outcome
 
 
 class Retry:
@@ -63,10 +91,7 @@ class Retry:
         return pause if fits else None
 
     def _wait(self, attempts: int, error: BaseException) -> float:
-        wait = self._wait_after(error)
-        state = RetryCallState(SimpleNamespace(), None, (), {})  # type: ignore[arg-type]  # waits do not ask for it
-        state.attempt_number = attempts
-        state.set_exception((type(error), error, error.__traceback__))
+        wait, state = self._wait_after(error), Tried(attempts, error)
         if type(wait) is wait_random_exponential:  # tenacity draws from the global random; ours can be seeded
             return self._uniform(wait.min, wait_exponential.__call__(wait, state))
         return float(wait(state))

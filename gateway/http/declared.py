@@ -65,8 +65,9 @@ class DeclaredOperation(RoutedOperation[..., T]):
 
     def __init__(self, upstream: HttpUpstream, policy: Policy, function: Callable[..., Any], said: Declared[T]) -> None:
         self._said = said
-        self._decode: Callable[[bytes], Any] = Decoder(said.into).decode
-        self._form = Form(f"{upstream.name}.{said.name or function.__name__}", function, said)
+        field = f"{upstream.name}.{said.name or function.__name__}"
+        self._decode: Callable[[bytes], Any] | None = decoder(f"{field} into", said.into)
+        self._form = Form(field, function, said)
         super().__init__(
             upstream,
             policy,
@@ -119,6 +120,8 @@ class DeclaredOperation(RoutedOperation[..., T]):
         if self._said.into is HttpReply:
             return reply
         try:
+            if self._decode is None:
+                self._decode = Decoder(self._said.into).decode
             return self._decode(reply.body)
         except DecodeError as error:
             problem = f"{self._said.method} {self._said.path}: {reply.status}, not as agreed: {error}"
@@ -133,6 +136,20 @@ class DeclaredOperation(RoutedOperation[..., T]):
         if remembers:
             call.key = key
         return call
+
+
+def decoder(field: str, into: Any) -> Callable[[bytes], Any] | None:
+    """What makes an answer of a body; None for a type that names one which is still to be defined further down.
+
+    Raises ConfigError for a type that no JSON can become.
+    """
+    try:
+        return Decoder(into).decode
+    except NameError:
+        return None
+    except TypeError as error:
+        remedy = "give a type that msgspec can decode from JSON, or leave it out and get the HttpReply"
+        raise ConfigError(field, f"no answer can be made one: {error}", remedy) from None
 
 
 class Form:
@@ -165,7 +182,8 @@ class Form:
         self._key = said.idempotency_key
         self._places = tuple(names.index(hole) for hole in self._holes)
         more = (self._key, self._params, self._headers, set(names) - set(self._holes))
-        self._only_path = self._parts[0].startswith("/") and not any(more)
+        # A "%" beside a hole might make of what stands in it something else than it looks like.
+        self._only_path = self._parts[0].startswith("/") and "%" not in "".join(self._parts) and not any(more)
 
     def beginning(self, where: str, first: tuple[Any, ...]) -> tuple[str, bool]:
         """How the path begins of all calls with these first arguments, and whether that is the whole of it."""

@@ -398,6 +398,34 @@ async def test_a_call_in_a_task_of_its_own_leaves_no_circle(gate: Gateway, how: 
 
 
 @pytest.mark.virtual_time
+async def test_a_try_that_failed_leaves_no_circle_when_the_next_one_succeeds(gate: Gateway) -> None:
+    class Argument:
+        pass
+
+    tries: list[int] = []
+
+    @gate.upstream("up", policy=Policy(retry=RetryPolicy(attempts=2, wait=wait_none()))).operation(idempotent=True)
+    async def ask(argument: Argument) -> str:
+        tries.append(1)
+        if len(tries) == 1:
+            raise Boom
+        return "well"
+
+    async def once() -> weakref.ref[Argument]:
+        argument = Argument()
+        assert await ask(argument) == "well"
+        return weakref.ref(argument)
+
+    gc.collect()
+    gc.disable()
+    try:
+        left = await once()
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.virtual_time
 async def test_an_error_that_ends_the_task_of_an_outer_call_leaves_no_circle(gate: Gateway) -> None:
     class Argument:
         pass

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiocache import SimpleMemoryCache
@@ -15,7 +16,9 @@ from aiocache import SimpleMemoryCache
 from gateway import (
     Alternate,
     Answer,
+    AttemptFailed,
     BreakerPolicy,
+    CallFinished,
     Deadline,
     Failed,
     FailedTimeout,
@@ -33,7 +36,7 @@ from gateway import (
     Unknown,
     handler,
 )
-from gateway.testing import Faults
+from gateway.testing import Faults, VirtualTimeLoop
 from tests.support import QUIET, Boom, counted, ended, now, steps
 
 
@@ -914,3 +917,143 @@ async def test_tiers_answer_while_the_circuit_is_open_without_asking_the_upstrea
         assert await ask() == "s"
 
     assert counted(up) == {"asked": 50, "static": 50, "attempts": 2}
+
+
+# -- time that passes while nothing awaits
+
+
+def blocking(seconds: float) -> None:
+    """The loop is busy for so long."""
+    cast("VirtualTimeLoop", asyncio.get_running_loop()).advance(seconds)
+
+
+def handler_that_blocks(error: Exception, *_: object) -> object:
+    blocking(2.0)
+    raise Boom
+
+
+def handler_that_blocks_and_promises(error: Exception, *_: object) -> object:
+    blocking(2.0)
+
+    async def fail() -> None:
+        raise Boom
+
+    return fail()
+
+
+@pytest.mark.parametrize("first", [handler_that_blocks, handler_that_blocks_and_promises])
+@pytest.mark.virtual_time
+async def test_what_grows_too_old_while_a_tier_before_it_blocks_is_no_answer(gate: Gateway, first: Any) -> None:
+    ends: list[Any] = ["v"]
+
+    @gate.upstream("world", policy=QUIET).operation(
+        idempotent=True, fallback=[handler(first, timeout=9.0), LastGood(max_age=3.0)]
+    )
+    async def ask(key: str) -> Any:
+        if not ends:
+            raise Boom
+        return ends.pop()
+
+    await ask("k")
+    await asyncio.sleep(2.0)
+
+    assert isinstance(await ended(ask("k")), Failed)
+    ends.append("w")
+    await ask("k")
+    answer = await ask.ask("k")
+    assert (answer.value, answer.age) == ("w", 2.0)
+
+
+@pytest.mark.virtual_time
+async def test_what_grows_too_old_while_a_listener_blocks_is_no_answer(gate: Gateway) -> None:
+    ends: list[Any] = ["v"]
+
+    @gate.on(AttemptFailed)
+    def listen(_: AttemptFailed) -> None:
+        blocking(2.0)
+
+    @gate.upstream("world", policy=QUIET).operation(idempotent=True, fallback=[LastGood(max_age=3.0)])
+    async def ask(key: str) -> Any:
+        if not ends:
+            raise Boom
+        return ends.pop()
+
+    await ask("k")
+    await asyncio.sleep(2.0)
+
+    assert isinstance(await ended(ask("k")), Failed)
+
+
+def handler_that_blocks_and_hangs(error: Exception, *_: object) -> object:
+    blocking(2.0)
+    return asyncio.sleep(60)
+
+
+async def handler_that_hangs(error: Exception, *_: object) -> None:
+    await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize("tiers", [(handler_that_blocks, handler_that_hangs), (handler_that_blocks_and_hangs,)])
+@pytest.mark.virtual_time
+async def test_tiers_that_block_end_at_the_deadline_all_the_same(gate: Gateway, tiers: tuple[Any, ...]) -> None:
+    @gate.upstream("world", policy=QUIET).operation(
+        idempotent=True, fallback=[handler(tier, timeout=50.0) for tier in tiers]
+    )
+    async def ask() -> None:
+        raise Boom
+
+    began = now()
+    with Deadline.after(5.0):
+        await ended(ask())
+
+    assert now() - began == pytest.approx(5.0)
+
+
+@pytest.mark.virtual_time
+async def test_what_grows_too_old_while_the_tiers_look_whether_the_caller_has_left_is_no_answer(gate: Gateway) -> None:
+    ends: list[Any] = ["v"]
+
+    @gate.upstream("world", policy=QUIET).operation(idempotent=True, fallback=[LastGood(max_age=3.0)])
+    async def ask(key: str) -> Any:
+        if not ends:
+            raise Boom
+        return ends.pop()
+
+    await ask("k")
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):  # it stayed
+        await asyncio.sleep(0)
+    loop.call_soon(loop.call_soon, blocking, 4.0)  # the call itself looks first
+
+    end = await ended(ask("k"))
+    task.uncancel()
+
+    assert isinstance(end, Failed)
+
+
+@pytest.mark.parametrize("source", [Source.CACHED, Source.COALESCED])
+@pytest.mark.virtual_time
+async def test_an_answer_that_a_tier_has_from_elsewhere_does_not_make_the_call_a_success(
+    gate: Gateway, source: Source, failing: Operation[..., Any]
+) -> None:
+    failing.fallback(Recording(Answer("theirs", source, 1.0)))
+    heard: list[CallFinished] = []
+    gate.on(CallFinished)(heard.append)
+
+    answer = await failing.ask()
+
+    assert (answer.value, answer.source, answer.degraded) == ("theirs", source, True)
+    assert (heard[0].outcome, heard[0].source) == ("failed", source)
+
+
+@pytest.mark.virtual_time
+async def test_no_tiers_answer_is_live_whatever_it_says(failing: Operation[..., Any]) -> None:
+    own = Boom("own")
+    failing.fallback(Recording(Answer("v", Source.LIVE, 0.0, own)))
+
+    answer = await failing.ask()
+
+    assert (answer.source, answer.error) == (Source.HANDLER, own)
+    assert counted(failing.upstream) == {"asked": 1, "handler": 1, "attempts": 1}  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import warnings
-from asyncio import CancelledError, create_task, gather, sleep
+from asyncio import CancelledError, create_task, current_task, gather, sleep
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from math import inf
@@ -508,6 +508,20 @@ async def test_a_tier_that_says_cancelled_without_a_task_has_failed_too() -> Non
 
     assert (await fallback.answer(question())).value == "s"
     assert fallback.failed == 1
+
+
+async def test_a_tier_that_cancels_its_own_caller_at_once_has_ended_the_call() -> None:
+    def leave(_: Question) -> None:
+        current_task().cancel()  # type: ignore[union-attr]
+        raise CancelledError
+
+    after = Tier(lambda _: Answer("late", Source.HANDLER))
+
+    asking = create_task(Fallback([Tier(leave), after]).answer(question()))
+    await asyncio.wait([asking])
+
+    assert asking.cancelled()
+    assert after.asked == []
 
 
 async def test_a_caller_that_leaves_is_cancelled_and_nobody_else_is_asked() -> None:

@@ -4,7 +4,7 @@ from math import inf
 from random import Random
 
 import pytest
-from tenacity import wait_exponential, wait_fixed, wait_none, wait_random_exponential
+from tenacity import RetryCallState, wait_exponential, wait_fixed, wait_none, wait_random_exponential
 
 from gateway import NotSent, Outcome, Retry, RetryPolicy
 from gateway.outcome import retry_after_of
@@ -60,6 +60,24 @@ def test_any_wait_of_tenacity_serves_and_sees_the_error_and_the_number_of_the_tr
     assert Retry(RetryPolicy(attempts=5, wait=wait_exponential(multiplier=1))).pause(3, BOOM, FAILED, inf) == 4.0
     combined = wait_fixed(1) + wait_random_exponential(multiplier=0.1, max=1)
     assert 1.0 <= (Retry(RetryPolicy(wait=combined)).pause(1, BOOM, FAILED, inf) or 0.0) <= 2.0
+
+
+def test_a_wait_strategy_is_told_of_the_failure_as_by_tenacity() -> None:
+    seen: list[RetryCallState] = []
+
+    def wait(state: RetryCallState) -> float:
+        seen.append(state)
+        return 0.0
+
+    Retry(RetryPolicy(wait=wait)).pause(1, BOOM, FAILED, inf)
+
+    (state,) = seen
+    outcome = state.outcome
+    assert outcome is not None
+    assert (outcome.failed, outcome.exception(), outcome.attempt_number) == (True, BOOM, 1)
+    assert state.outcome is outcome
+    assert (state.seconds_since_start, state.idle_for) == (0.0, 0.0)
+    assert f"failed ({type(BOOM).__name__}" in repr(state)
 
 
 def test_a_pause_and_a_try_worth_the_name_must_fit_before_the_end() -> None:

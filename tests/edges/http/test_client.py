@@ -8,7 +8,7 @@ from datetime import date
 from typing import Any
 
 import pytest
-from msgspec import Struct
+from msgspec import Struct, defstruct
 
 from fallbacks import LastGood
 from gateway import (
@@ -36,6 +36,12 @@ from tests.edges.running import free_ports
 from tests.support import ONE_TRY, counted, ended, steps
 
 pytestmark = pytest.mark.asyncio
+
+
+class Shelf(Struct):
+    """Its films are defined further down."""
+
+    films: list[Film]  # noqa: F821 - that is the point
 
 
 class UserRating(Struct, frozen=True):
@@ -448,3 +454,50 @@ async def test_an_argument_that_begins_a_declared_path_names_no_server(gate: Gat
 
     with pytest.raises(ConfigError, match="a server of its own"):
         await asked("http")
+
+
+async def test_an_answer_may_be_of_a_type_that_is_defined_further_down(gate: Gateway) -> None:
+    async with serving(always(reply(b'{"films": [{"name": "Alien"}]}'))) as server:
+        up = gate.http("up", server.url)
+
+        @up.get("/shelf", into=Shelf)
+        async def shelf() -> Shelf:
+            raise NotImplementedError
+
+        globals()["Film"] = make_film()
+        try:
+            found = await shelf()
+        finally:
+            del globals()["Film"]
+
+    assert found.films[0].name == "Alien"
+
+
+def make_film() -> type[Struct]:
+    return defstruct("Film", [("name", str)])
+
+
+async def test_a_type_that_no_answer_can_become_is_refused_where_it_is_declared(gate: Gateway) -> None:
+    up = gate.http("up", "http://127.0.0.1:1")
+
+    with pytest.raises(ConfigError) as caught:
+
+        @up.get("/shelf", into=list[int] | set[int])  # type: ignore[call-overload]
+        async def shelf() -> object:
+            raise NotImplementedError
+
+    assert caught.value.field == "up.shelf into"
+    assert "msgspec" in caught.value.remedy
+    assert "shelf" not in up
+
+
+@pytest.mark.parametrize("spelled", ["by place", "by name"])
+async def test_a_template_makes_no_dots_of_what_is_put_into_it(gate: Gateway, spelled: str) -> None:
+    up = gate.http("up", "http://127.0.0.1:1")
+
+    @up.get("/q/%2{x}", into=HttpReply)
+    async def ask(x: str) -> HttpReply:
+        raise NotImplementedError
+
+    with pytest.raises(ConfigError):
+        await (ask("e") if spelled == "by place" else ask(x="e"))
