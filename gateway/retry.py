@@ -34,6 +34,8 @@ class Tried(RetryCallState):
     Its `outcome` is made when somebody asks for it: few do, and to make it costs more than all else of a retry.
     """
 
+    _outcome: Future | None
+
     def __init__(self, attempts: int, error: BaseException) -> None:
         super().__init__(NO_RETRYING, None, (), {})
         self.attempt_number = attempts
@@ -41,7 +43,7 @@ class Tried(RetryCallState):
         self._error = error
 
     @property
-    def outcome(self) -> Future:
+    def outcome(self) -> Future | None:
         """The error, as tenacity has it."""
         if self._outcome is None:
             self._outcome = Future(self.attempt_number)
