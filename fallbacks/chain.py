@@ -47,8 +47,7 @@ class Fallback:
 
     async def answer(self, question: Question) -> Answer[Any] | None:
         """The first answer; None when no tier has one."""
-        answer = self.ask(question)
-        return answer if answer is None or isinstance(answer, Answer) else await answer
+        return await kept(self.ask(question))
 
     def ask(self, question: Question) -> Answer[Any] | Awaitable[Answer[Any] | None] | None:
         """The same, at once as long as the tiers answer at once: what they remember, and defaults, cost no `await`."""
@@ -60,8 +59,7 @@ class Fallback:
         began = here_and_now()
         await asyncio.sleep(0)  # a cancel that is pending ends it here; those of the past are no news
         now = here_and_now()
-        answer = self._ask(0, later(question, now - began), now, before)
-        return answer if answer is None or isinstance(answer, Answer) else await answer
+        return await kept(self._ask(0, later(question, now - began), now, before))
 
     def _ask(
         self, place: int, question: Question, began: float, before: int
@@ -79,12 +77,10 @@ class Fallback:
                 if answer is not None and type(answer) is not Answer:
                     return self._wait(place, tier, answer, question, began)
                 answer = fitting(answer, question)
-            except Exception as error:  # noqa: BLE001 - whatever it raises, the next tier is asked
-                self._note_failure(tier, question, error)
-            except asyncio.CancelledError as error:
-                if cancels() > before:  # the caller left, not something inside
+            except (Exception, asyncio.CancelledError) as error:
+                if has_left(error, before):
                     raise
-                self._note_failure(tier, question, error)
+                self._note_failure(tier, question, error)  # whatever it raises, the next tier is asked
             else:
                 if answer is not None:
                     return answer
@@ -101,18 +97,15 @@ class Fallback:
             passed = here_and_now() - began
             found = await self._wait_for(place, tier, promise, later(question, passed) if passed else question)
             answer = fitting(found, question)
-        except Exception as error:  # noqa: BLE001 - as above
-            self._note_failure(tier, question, error)
-        except asyncio.CancelledError as error:
-            if cancels() > before:  # as above
+        except (Exception, asyncio.CancelledError) as error:
+            if has_left(error, before):
                 raise
             self._note_failure(tier, question, error)
         else:
             if answer is not None:
                 return answer
             question.error.add_note(f"{name_of(tier)} had no answer")
-        others = self._ask(place + 1, question, began, before)
-        return others if others is None or isinstance(others, Answer) else await others
+        return await kept(self._ask(place + 1, question, began, before))
 
     def _note_failure(self, tier: Tier, question: Question, error: BaseException) -> None:
         self.failed += 1
@@ -179,6 +172,11 @@ def degraded(answer: Answer[Any], question: Question) -> Answer[Any]:
     return msgspec.structs.replace(answer, source=source, error=error)
 
 
+async def kept(promise: Answer[Any] | Awaitable[Answer[Any] | None] | None) -> Answer[Any] | None:
+    """What was promised; what is there already, at once."""
+    return promise if promise is None or isinstance(promise, Answer) else await promise
+
+
 def here_and_now() -> float:
     """The running loop's time."""
     return asyncio.get_running_loop().time()
@@ -203,6 +201,11 @@ def dismiss(promise: object) -> None:
     end = getattr(promise, "close", None) or getattr(promise, "cancel", None)
     if end is not None:
         end()
+
+
+def has_left(error: BaseException, before: int) -> bool:
+    """Whether it is the caller who was told to leave, and not something inside that was cancelled."""
+    return isinstance(error, asyncio.CancelledError) and cancels() > before
 
 
 def cancels() -> int:

@@ -927,6 +927,19 @@ def blocking(seconds: float) -> None:
     cast("VirtualTimeLoop", asyncio.get_running_loop()).advance(seconds)
 
 
+def asked_once(gate: Gateway, *tiers: Any) -> tuple[Operation[..., Any], list[Any]]:
+    """An operation that gives each of these answers once, the last first, and fails when there is none left."""
+    ends: list[Any] = ["v"]
+
+    @gate.upstream("world", policy=QUIET).operation(idempotent=True, fallback=tiers)
+    async def ask(key: str) -> Any:
+        if not ends:
+            raise Boom
+        return ends.pop()
+
+    return ask, ends
+
+
 def handler_that_blocks(error: Exception, *_: object) -> object:
     blocking(2.0)
     raise Boom
@@ -944,16 +957,7 @@ def handler_that_blocks_and_promises(error: Exception, *_: object) -> object:
 @pytest.mark.parametrize("first", [handler_that_blocks, handler_that_blocks_and_promises])
 @pytest.mark.virtual_time
 async def test_what_grows_too_old_while_a_tier_before_it_blocks_is_no_answer(gate: Gateway, first: Any) -> None:
-    ends: list[Any] = ["v"]
-
-    @gate.upstream("world", policy=QUIET).operation(
-        idempotent=True, fallback=[handler(first, timeout=9.0), LastGood(max_age=3.0)]
-    )
-    async def ask(key: str) -> Any:
-        if not ends:
-            raise Boom
-        return ends.pop()
-
+    ask, ends = asked_once(gate, handler(first, timeout=9.0), LastGood(max_age=3.0))
     await ask("k")
     await asyncio.sleep(2.0)
 
@@ -966,18 +970,11 @@ async def test_what_grows_too_old_while_a_tier_before_it_blocks_is_no_answer(gat
 
 @pytest.mark.virtual_time
 async def test_what_grows_too_old_while_a_listener_blocks_is_no_answer(gate: Gateway) -> None:
-    ends: list[Any] = ["v"]
-
     @gate.on(AttemptFailed)
     def listen(_: AttemptFailed) -> None:
         blocking(2.0)
 
-    @gate.upstream("world", policy=QUIET).operation(idempotent=True, fallback=[LastGood(max_age=3.0)])
-    async def ask(key: str) -> Any:
-        if not ends:
-            raise Boom
-        return ends.pop()
-
+    ask, _ = asked_once(gate, LastGood(max_age=3.0))
     await ask("k")
     await asyncio.sleep(2.0)
 
@@ -1011,14 +1008,7 @@ async def test_tiers_that_block_end_at_the_deadline_all_the_same(gate: Gateway, 
 
 @pytest.mark.virtual_time
 async def test_what_grows_too_old_while_the_tiers_look_whether_the_caller_has_left_is_no_answer(gate: Gateway) -> None:
-    ends: list[Any] = ["v"]
-
-    @gate.upstream("world", policy=QUIET).operation(idempotent=True, fallback=[LastGood(max_age=3.0)])
-    async def ask(key: str) -> Any:
-        if not ends:
-            raise Boom
-        return ends.pop()
-
+    ask, _ = asked_once(gate, LastGood(max_age=3.0))
     await ask("k")
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
