@@ -6,7 +6,8 @@ import asyncio
 import contextvars
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -365,6 +366,17 @@ async def test_ten_thousand_callers_cancelled_at_once_leave_nothing(gate: Gatewa
     assert_all_gone(gate)
 
 
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """What is gone in here is gone by itself."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("how", ["fails", "is cancelled in its pause", "is cancelled in its try"])
 @pytest.mark.virtual_time
 async def test_a_call_in_a_task_of_its_own_leaves_no_circle(gate: Gateway, how: str) -> None:
@@ -387,14 +399,10 @@ async def test_a_call_in_a_task_of_its_own_leaves_no_circle(gate: Gateway, how: 
         await asyncio.wait([asking])
         return weakref.ref(argument)
 
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collector():
         left = await once()
         await steps(3)
         assert left() is None
-    finally:
-        gc.enable()
 
 
 @pytest.mark.virtual_time
@@ -416,13 +424,9 @@ async def test_a_try_that_failed_leaves_no_circle_when_the_next_one_succeeds(gat
         assert await ask(argument) == "well"
         return weakref.ref(argument)
 
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collector():
         left = await once()
         assert left() is None
-    finally:
-        gc.enable()
 
 
 @pytest.mark.virtual_time
@@ -457,11 +461,7 @@ async def test_an_error_that_ends_the_task_of_an_outer_call_leaves_no_circle(gat
         assert isinstance(failing.exception(), Failed)
         return weakref.ref(argument)
 
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collector():
         left = await once()
         await steps(3)
         assert left() is None
-    finally:
-        gc.enable()

@@ -549,6 +549,14 @@ def test_the_page_has_every_metric_and_every_alert() -> None:
     assert told == names | set(re.findall(r"alert: (\w+)", ALERTS.read_text()))
 
 
+def assert_rules_hold(promtool: str, folder: Path, text: str) -> None:
+    """A case of promtool's passes."""
+    case = folder / "case.yml"
+    case.write_text(text)
+    done = subprocess.run([promtool, "test", "rules", case], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 PROMISE_10 = """
 rule_files: ["{alerts}"]
 evaluation_interval: 30s
@@ -576,12 +584,8 @@ def test_a_call_that_is_missing_from_the_numbers_is_an_alert(
         "description": "Every call ends in exactly one way, or is in flight. If not, it is a bug of the gateway.",
     }
     expected = json.dumps([{"exp_labels": labels, "exp_annotations": annotations}] if fires else [])
-    case = tmp_path / "case.yml"
-    case.write_text(PROMISE_10.format(alerts=ALERTS, failed=failed, expected=expected))
 
-    done = subprocess.run([program("promtool"), "test", "rules", case], capture_output=True, text=True, check=False)
-
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert_rules_hold(program("promtool"), tmp_path, PROMISE_10.format(alerts=ALERTS, failed=failed, expected=expected))
 
 
 ABANDONED = """
@@ -606,9 +610,6 @@ def test_a_pool_whose_threads_are_mostly_stuck_is_an_alert(
     labels = {"severity": "page", "upstream": "films"}
     summary = "films: 11 threads are stuck whose callers have left, over half of the pool"
     expected = json.dumps([{"exp_labels": labels, "exp_annotations": {"summary": summary}}] if fires else [])
-    case = tmp_path / "case.yml"
-    case.write_text(ABANDONED.format(alerts=ALERTS, abandoned=abandoned, expected=expected))
+    text = ABANDONED.format(alerts=ALERTS, abandoned=abandoned, expected=expected)
 
-    done = subprocess.run([program("promtool"), "test", "rules", case], capture_output=True, text=True, check=False)
-
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert_rules_hold(program("promtool"), tmp_path, text)
