@@ -240,6 +240,7 @@ class Storm:
         await asyncio.sleep(0)
         for up in self.gate:
             await asyncio.gather(*up.refreshing.values())
+        await asyncio.sleep(0)  # one that was over already has not told its upstream yet
         for end in ends:
             if isinstance(end, Exception):
                 raise end
