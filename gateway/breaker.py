@@ -210,11 +210,16 @@ class CircuitBreaker:
 
     def check(self, caller: Hashable = None) -> None:
         """Raise the CircuitOpen that `admit` would raise, and spend nothing: for those who are about to queue."""
-        if self.unguarded is None:
-            now = self.clock()
-            state = self._at(now)
-            if self._refuses(state) and self._shut(state, now, caller):
-                raise self._refusal(now)
+        if self.unguarded is None and self.refuses(now := self.clock(), caller):
+            raise self.refusal(now)
+
+    def refuses(self, now: float, caller: Hashable = None) -> bool:
+        """Whether `enter` would raise; this spends nothing."""
+        state = self._state
+        if type(state) is Open and state.until - now > HALF_MICROSECOND:
+            return self._policy.enforce  # nothing is due yet, and this is what an open circuit does all day
+        state = self._at(now)
+        return self._refuses(state) and self._shut(state, now, caller)
 
     def admit(self, caller: Hashable = None) -> Permit:
         """Leave to try, or CircuitOpen."""
@@ -287,10 +292,6 @@ class CircuitBreaker:
         self._release()
         if type(self._state) is not Isolated:
             self._take(self._closed_anew(clock()))
-
-    def refusal(self) -> CircuitOpen:
-        """The error for a caller who is not admitted now; counts it."""
-        return self._refusal(self.clock())
 
     def snapshot(self) -> BreakerSnapshot:
         """The circuit as it is now."""
@@ -402,9 +403,6 @@ class CircuitBreaker:
         self._wishes = Wishes()
 
     def _enter_slowly(self, now: float, caller: Hashable) -> State:
-        state = self._state
-        if type(state) is Open and state.until - now > HALF_MICROSECOND and self._policy.enforce:
-            raise self._refusal(now)  # nothing is due yet, and this is what an open circuit does all day
         state = self._at(now)
         if type(state) is Open and now - state.until > HALF_MICROSECOND:
             self._half_open(state, now)
@@ -418,7 +416,7 @@ class CircuitBreaker:
                 state.ramp.let_in(now, self._policy.ramp_for)
             return state.closed
         if self._refuses(state):
-            raise self._refusal(now)
+            raise self.refusal(now)
         state.rejected += 1
         return UNCOUNTED
 
@@ -460,13 +458,14 @@ class CircuitBreaker:
     def _refuses(self, state: State) -> bool:
         return self._policy.enforce or type(state) is Isolated
 
-    def _refusal(self, now: float) -> CircuitOpen:
-        state = self._state
+    def refusal(self, refused_at: float | None = None) -> CircuitOpen:
+        """The error for a caller who is not admitted now, or was not at that instant; counts it."""
+        state, now = self._state, self.clock()
         state.rejected += 1
         if type(state) is Open:
-            return refused("the circuit is open", max(0.0, state.until - self.clock()))
-        if self._held(now):
-            return refused("the upstream asked to be left alone", max(0.0, self._held_until - self.clock()))
+            return refused("the circuit is open", max(0.0, state.until - now))
+        if self._held(now if refused_at is None else refused_at):
+            return refused("the upstream asked to be left alone", max(0.0, self._held_until - now))
         if type(state) is Guarded:
             return refused("the circuit lets in more and more", 0.0)
         if type(state) is HalfOpen:

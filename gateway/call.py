@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from fallbacks.answer import Source
 from gateway.context import Ambient, Tries
-from gateway.outcome import GatewayError, Outcome
+from gateway.outcome import CircuitOpen, GatewayError, Outcome
 
 
 class Nobody:
@@ -39,8 +39,12 @@ class Circuit(Protocol):
         """A try that takes longer, in seconds, is slow."""
         ...
 
-    def check(self) -> None:
-        """Raise what `enter` would raise."""
+    def refuses(self, now: float) -> bool:
+        """Whether `enter` would raise; this spends nothing."""
+        ...
+
+    def refusal(self, refused_at: float) -> CircuitOpen:
+        """The error for a caller who was refused then; counts it."""
         ...
 
     def enter(self, now: float, caller: Hashable = None) -> Any:

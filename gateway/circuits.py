@@ -279,9 +279,9 @@ class Asked:
         """A call that takes longer, in seconds, is slow."""
         return self.breaker.slow_beyond
 
-    def check(self) -> None:
-        """Raise the CircuitOpen that `enter` would raise, and spend nothing."""
-        self.breaker.check(self.caller)
+    def refuses(self, now: float) -> bool:
+        """Whether `enter` would raise; this spends nothing."""
+        return self.breaker.refuses(now, self.caller)
 
     def enter(self, now: float, caller: Hashable = None) -> State:  # noqa: ARG002 - it knows its own
         """Leave to try, or CircuitOpen."""
@@ -304,9 +304,9 @@ class Asked:
         """Seconds for which the upstream still wants to be left alone."""
         return self.breaker.held_for(now)
 
-    def refusal(self) -> CircuitOpen:
-        """The error for a caller who is not admitted now; counts it."""
-        return self.breaker.refusal()
+    def refusal(self, refused_at: float | None = None) -> CircuitOpen:
+        """The error for a caller who is not admitted now, or was not at that instant; counts it."""
+        return self.breaker.refusal(refused_at)
 
 
 def name_of(key: Hashable) -> Hashable:

@@ -50,6 +50,8 @@ log = logging.getLogger("gateway")
 
 NONE_YET = Histogram().snapshot()
 CACHED, REJECTED = Source.CACHED, Outcome.REJECTED  # as in `gateway.judging`
+NO_VALUE: Any = object()
+"""In the place of the value of a try that failed."""
 AS_GOOD_AS_LIVE = frozenset({LIVE, CACHED, Source.COALESCED})
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -186,19 +188,21 @@ class Operation(Generic[P, T]):
                 return as_asked(answer, whole)
             if self._flights is not None and (answer := await self._from_flight(call, self._flights)) is not None:
                 return as_asked(answer, whole)
-            while True:
+            while call.breaker.unguarded is not None or not call.breaker.refuses(call.at):
                 try:
                     value = await self._attempt(call)
-                except Exception as error:  # noqa: BLE001 - how any error is sorted, `_failed` has decided
-                    pause = self._pause(call, error)
-                    if pause is None:
-                        return as_asked(await self._fall_back(call, error), whole)
-                else:
+                except Exception as error:  # noqa: BLE001 - it was rejected or refused: no next try
+                    return as_asked(await self._fall_back(call, error), whole)
+                if value is not NO_VALUE:
                     if self._remember is not None:
                         self._remember(call, value)
                     ended = LIVE
                     return Answer(value) if whole else value
+                pause = self._pause(call)
+                if pause is None:
+                    return as_asked(await self._fall_back(call, call.failure), whole)  # type: ignore[arg-type]
                 await self._rest(call, pause)
+            return as_asked(await self._fall_back(call, call.breaker.refusal(call.at)), whole)
         except Exception:
             ended = call.outcome
             raise
@@ -206,7 +210,10 @@ class Operation(Generic[P, T]):
             self._finish(call, ended)
 
     async def _attempt(self, call: Call) -> T:
-        """One try: a place in the pool, leave from the circuit, a limit on time, the world; and the verdict."""
+        """One try: a place in the pool, leave from the circuit, a limit on time, the world; and the verdict.
+
+        The value; NO_VALUE where it failed, and `call.failure` says why. Raises a rejection, and what stands as it is.
+        """
         bulkhead = self._bulkhead
         if not bulkhead.acquire_nowait():
             await self._queue(call)
@@ -229,10 +236,11 @@ class Operation(Generic[P, T]):
                 leave(outside)
                 del outside  # it leads to the task, by the call that this one is made in, and a task to its error
                 self._failed(call, breaker, circuit, timer, error)
+                if call.error is None:
+                    return NO_VALUE  # type: ignore[no-any-return]  # to raise and catch our own would be the dearest line
                 if call.error is error:
                     raise  # the function's own stands: it was refused, or the caller left
-                # Ours, from its own cause already; a name for it here would be a circle.
-                raise call.error or call.failure  # type: ignore[misc]  # noqa: B904
+                raise call.error  # noqa: B904 - a value that was judged a refusal; a name for it here would be a circle
             take_back(outside)
             call.at = ended_at = self._clock()
             took = ended_at - sent_at
@@ -271,14 +279,13 @@ class Operation(Generic[P, T]):
         return call
 
     async def _queue(self, call: Call) -> None:
-        """Wait for a place. An open circuit rejects before anyone queues."""
-        upstream, breaker, asked_at = self.upstream, call.breaker, call.at
+        """Wait for a place; `_ask` has seen that the circuit is not open."""
+        upstream, asked_at = self.upstream, call.at
         if not call.queues:
             raise BulkheadFull("no place is free, and it does not wait for one")
-        breaker.check()
         queued = True
         try:
-            await upstream.bulkhead.acquire(call.cutoff, circuit=breaker_of(breaker))
+            await upstream.bulkhead.acquire(call.cutoff, circuit=breaker_of(call.breaker))
         except BulkheadFull as full:
             queued = full.reason != "queue_full"
             raise
@@ -343,10 +350,10 @@ class Operation(Generic[P, T]):
         )
         listeners.tell(listeners.attempt_failed, event)
 
-    def _pause(self, call: Call, error: Exception) -> float | None:
-        """How long to wait before the next try; None: no next try."""
-        failure, upstream = call.failure, self.upstream
-        if failure is not error or not (self.idempotent or call.not_sent):
+    def _pause(self, call: Call) -> float | None:
+        """How long to wait before the next try of a call that failed; None: no next try."""
+        failure, upstream = cast("GatewayError", call.failure), self.upstream
+        if not (self.idempotent or call.not_sent):
             return None
         left = call.cutoff - self._clock()
         cause, at_once = failure.__cause__ or failure, self._elsewhere(call)
@@ -547,13 +554,19 @@ class Operation(Generic[P, T]):
         try:
             value = await self._attempt(call)
         except Exception as error:  # noqa: BLE001 - nobody waits for it; it is counted, and told to who listens
-            self.tally.refresh_failed += 1
-            if call.flight is not None:
-                end_flight(call, error, self.upstream)
+            self._refresh_failed(call, error)
         else:
-            self._remember_and_share(call, value)
+            if value is NO_VALUE:
+                self._refresh_failed(call, cast("GatewayError", call.failure))
+            else:
+                self._remember_and_share(call, value)
         finally:
             self._finish_in_background(call)
+
+    def _refresh_failed(self, call: Call, error: Exception) -> None:
+        self.tally.refresh_failed += 1
+        if call.flight is not None:
+            end_flight(call, error, self.upstream)
 
     def _finish_in_background(self, call: Call) -> None:
         if call not in self._background:

@@ -9,7 +9,6 @@ from typing import Any
 from gateway.call import Call
 from gateway.context import put_ambient
 from gateway.host import Host
-from gateway.outcome import Rejected
 
 
 def refresh(upstream: Host, operation: str, call: Call, anew: Callable[[Call], Coroutine[Any, Any, None]]) -> None:
@@ -20,9 +19,7 @@ def refresh(upstream: Host, operation: str, call: Call, anew: Callable[[Call], C
     refreshing, key = upstream.refreshing, call.key
     if key in refreshing or len(refreshing) >= upstream.policy.refresh_limit or not upstream.bulkhead.has_room:
         return
-    try:
-        call.breaker.check()
-    except Rejected:
+    if call.breaker.refuses(upstream.clock()):
         return
     context = copy_context()
     context.run(put_ambient, None)

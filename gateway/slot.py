@@ -119,8 +119,8 @@ class Block(Operation[[object], None]):
         same = said.circuit_by is known.circuit_by and said.caller is known.caller and said.refused == known.refused
         return same and (said.timeout is known.timeout or limits_given(said.timeout) == limits_given(known.timeout))
 
-    def _pause(self, call: Call, error: Exception) -> None:
-        """No next try, whatever the error allows: a block runs once."""
+    def _pause(self, call: Call) -> None:
+        """No next try, whatever its failure allows: a block runs once."""
 
     def _add(self, tier: Tier) -> NoReturn:
         field = f"{self.upstream.name}.{self.name} fallback"

@@ -89,9 +89,9 @@ class RoutedOperation(Operation[P, T]):
             call.args, call.kwargs = trip.args, trip.kwargs  # the tiers get what the caller gave; no try follows
         return super()._question(call, error)
 
-    def _pause(self, call: Call, error: Exception) -> float | None:
+    def _pause(self, call: Call) -> float | None:
         trip = self.trip_of(call)
-        return None if trip is not None and self.upstream.routes.dead_end(trip) else super()._pause(call, error)
+        return None if trip is not None and self.upstream.routes.dead_end(trip) else super()._pause(call)
 
     def _elsewhere(self, call: Call) -> bool:
         trip, failure = self.trip_of(call), call.failure

@@ -173,9 +173,9 @@ class StreamOperation(RoutedOperation[[HttpStream], None]):
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         return Operation._begin(self, args, kwargs)  # noqa: SLF001 - its trip is the stream's own
 
-    def _pause(self, call: Call, error: Exception) -> float | None:
+    def _pause(self, call: Call) -> float | None:
         stream: HttpStream = call.args[0]
-        return None if stream.final else super()._pause(call, error)
+        return None if stream.final else super()._pause(call)
 
     def _add(self, tier: Tier) -> NoReturn:
         field = f"{self.upstream.name}.{self.name} fallback"

@@ -187,12 +187,15 @@ async def test_a_nearer_cutoff_ends_the_try_sooner(seconds: float) -> None:
 
 
 @pytest.mark.virtual_time
-async def test_a_nearer_cutoff_that_is_not_needed_leaves_no_timer() -> None:
+async def test_a_nearer_cutoff_that_is_not_needed_lets_its_timer_run_out() -> None:
+    """As an idle lane does, and as that it is no leak."""
     lane = a_lane(1.0)
 
     await limited(lane, sleep(0.1), cutoff=now() + 0.4)
 
-    assert (lane.running, timers()) == (0, [])
+    assert (lane.running, len(timers())) == (0, 1)
+    await sleep(0.5)
+    assert timers() == []
 
 
 @pytest.mark.virtual_time
@@ -405,15 +408,70 @@ async def test_limits_that_end_at_one_instant_share_one_timer_and_one_cancel() -
 
 
 @pytest.mark.virtual_time
-async def test_a_limit_at_another_instant_gets_a_timer_of_its_own() -> None:
+async def test_one_timer_serves_the_limits_of_all_instants_and_is_set_for_the_first_of_them() -> None:
     lane = a_lane(1.0)
-    outer = lane.start(a_call(lane, now() + 0.5))
+    began_at = now()
+    outer = lane.start(a_call(lane, began_at + 0.5))
 
-    inner = lane.start(a_call(lane, now() + 0.4, outer))
+    inner = lane.start(a_call(lane, began_at + 0.4, outer))
 
-    assert len(timers()) == 2
+    assert [handle.when() - began_at for handle in timers()] == pytest.approx([0.4])
     assert [inner.stop(), outer.stop()] == [False, False]
+
+
+@pytest.mark.virtual_time
+async def test_a_timer_that_was_set_for_a_limit_that_has_stopped_comes_for_the_next_in_time() -> None:
+    lane = a_lane(1.0)
+    began_at = now()
+    lane.start(a_call(lane, began_at + 0.2)).stop()
+
+    with pytest.raises(TimeoutError):
+        await limited(lane, sleep(60), began_at + 0.5)
+
+    assert now() - began_at == pytest.approx(0.5, abs=1e-9)
     assert timers() == []
+
+
+@pytest.mark.virtual_time
+async def test_instants_that_nobody_waits_for_any_more_are_forgotten_in_time() -> None:
+    lane = a_lane(1000.0)
+    stays = [lane.start(a_call(lane, now() + 500.0 + number)) for number in range(10)]
+    most = 0
+
+    for number in range(10_000):
+        lane.start(a_call(lane, now() + 100.0 + number / 1000)).stop()
+        most = max(most, len(lane._instants))
+
+    assert most < 150
+    assert set(lane._moments) == {limit.at for limit in stays}
+    assert set(lane._moments) <= set(lane._instants)
+    assert len(timers()) == 1
+
+
+@pytest.mark.parametrize("nearer", [False, True])
+@pytest.mark.virtual_time
+async def test_one_that_cannot_be_ended_keeps_no_other_from_its_end(nearer: bool) -> None:
+    """A future of somebody's own kind may raise when the task that waits for it is cancelled."""
+    lane = a_lane(0.5)
+    cutoff = now() + 0.4 if nearer else inf
+    told: list[dict[str, Any]] = []
+    loop = get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+
+    class Raising(Worker):
+        def cancel(self) -> None:
+            raise ZeroDivisionError
+
+        def get_loop(self) -> asyncio.AbstractEventLoop:
+            return loop
+
+    other = Worker()
+    limits = [lane.start(a_call(lane, cutoff, task=worker)) for worker in (Raising(), other)]
+    await sleep(0.6)
+
+    assert other.cancels == 1
+    assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
+    assert [limit.fired_at is not None for limit in limits] == [True, True]
 
 
 @pytest.mark.virtual_time
@@ -430,7 +488,7 @@ async def test_limits_that_end_at_one_instant_share_a_timer_as_long_as_one_of_th
 
     assert (shared, running) == (1, 3)
     assert (left, running_then) == (1, 1)
-    assert (timers(), lane.running, lane._moments) == ([], 0, {})
+    assert (lane.running, lane._moments) == (0, {})
 
 
 @pytest.mark.virtual_time
@@ -514,8 +572,8 @@ async def test_a_limit_that_has_ended_already_serves_nobody_any_more() -> None:
     loop = cast("VirtualTimeLoop", get_running_loop())
     at = now() + 0.5
     outer = lane.start(a_call(lane, at))
-    outer.moment.handle.cancel()  # type: ignore[union-attr]
-    loop.call_at(at - HALF_MICROSECOND / 2, lane._come, at)
+    lane._alarm.cancel()  # type: ignore[union-attr]
+    loop.call_at(at - HALF_MICROSECOND / 2, lane._come)
     with pytest.raises(CancelledError):
         await sleep(60)
 
