@@ -19,6 +19,7 @@ from gateway import (
     AttemptFailed,
     BreakerPolicy,
     CallFinished,
+    CircuitOpen,
     Deadline,
     Failed,
     FailedTimeout,
@@ -917,6 +918,25 @@ async def test_tiers_answer_while_the_circuit_is_open_without_asking_the_upstrea
         assert await ask() == "s"
 
     assert counted(up) == {"asked": 50, "static": 50, "attempts": 2}
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("isolated", [True, False])
+async def test_an_error_that_is_answered_by_a_tier_was_never_raised(gate: Gateway, isolated: bool) -> None:
+    """To raise it and catch it again was the dearest part of a plan B."""
+    up = gate.upstream("world", policy=QUIET)
+
+    @up.operation(idempotent=True, fallback=[Static("s")])
+    async def ask() -> None:
+        raise Boom
+
+    if isolated:
+        up.isolate()
+    answer = await ask.ask()
+
+    assert type(answer.error) is (CircuitOpen if isolated else Failed)
+    assert answer.error.__traceback__ is None
+    assert isolated or answer.error.__cause__.__traceback__ is not None
 
 
 # -- time that passes while nothing awaits

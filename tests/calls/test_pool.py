@@ -219,7 +219,7 @@ async def test_every_way_out_gives_the_place_back(gate: Gateway, way) -> None:  
 
 
 @pytest.mark.virtual_time
-async def test_a_rejection_by_the_circuit_gives_the_place_back(gate: Gateway) -> None:
+async def test_a_rejection_by_the_circuit_takes_no_place(gate: Gateway) -> None:
     up = gate.upstream("world", policy=pool(1))
     operation = up.operation(name="ask", idempotent=True)(lambda: None)
     up.isolate()
@@ -227,7 +227,25 @@ async def test_a_rejection_by_the_circuit_gives_the_place_back(gate: Gateway) ->
     for _ in range(5):
         assert type(await ended(operation())) is CircuitOpen
 
-    assert up.snapshot().bulkhead.in_use == 0
+    pool_then = up.snapshot().bulkhead
+    assert (pool_then.in_use, pool_then.peak) == (0, 0)
+
+
+@pytest.mark.virtual_time
+async def test_a_rejection_after_the_queue_gives_the_place_back(world: World) -> None:
+    breaker = BreakerPolicy(min_calls=1, window_calls=1, open_for=1.0, probes=1, max_half_open=60.0)
+    world.up.policy = pool(1, 10, 60.0, breaker=breaker)
+    await world.callers("of before")
+    await fail_until_open(world.up)
+    await asyncio.sleep(1.1)
+    _, second = await world.callers("the probe", "waited for nothing")
+
+    world.up.policy = pool(3, 10, 60.0, breaker=breaker)
+    await steps(3)
+
+    assert type(second.result()) is CircuitOpen
+    assert world.began == ["of before", "the probe"]
+    assert world.up.snapshot().bulkhead.in_use == 2
 
 
 # -- together with the circuit
