@@ -1,7 +1,8 @@
 """What a call costs when there is more of everything: upstreams, calls in flight, remembered keys. No curve may bend.
 
 Where a machine has small caches and slow memory, more of anything costs more; so beside each figure stands the same
-for the least that a program could do: a call of one of so many functions, a dict with so many keys.
+for the least that a program could do: a call of one of so many functions, a dict with so many keys; and for upstreams
+the hand-written floor, one for each, which has the same things to look at as we have, only fewer.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ import subprocess
 import sys
 import tracemalloc
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import cycle
 from math import inf
 from random import Random
 from typing import Any
 
 from benchmarks import machine, processes
+from benchmarks.floor import Floor
 from benchmarks.report import Section, table
 from benchmarks.rounds import Runner, Spread, interleaved
 from benchmarks.speed import us
-from benchmarks.terms import VALUE
+from benchmarks.terms import VALUE, Terms
 from benchmarks.workloads import answers
 from gateway import BulkheadPolicy, Gateway, LastGood, Policy, TimeoutPolicy
 
@@ -34,7 +36,7 @@ PICKED = 4_096
 IDLE = 1_000
 OPEN = Policy(timeout=TimeoutPolicy(call=60.0, attempt=30.0), bulkhead=BulkheadPolicy(limit=inf))
 ROUND_FOR = 0.01
-LEAST, OURS = "least", "gateway"
+LEAST, FLOOR, OURS = "least", "floor", "gateway"
 
 Figures = dict[str, list[float]]
 
@@ -46,7 +48,11 @@ async def with_upstreams(many: int, *, rounds: int) -> Figures:
     operations = [gate.upstream(f"u{number}").operation(idempotent=True)(one) for number, one in enumerate(functions)]
     order = list(range(many))
     Random(0).shuffle(order)
-    figures = await side_by_side([functions[n] for n in order], [operations[n] for n in order], ["a"], rounds=rounds)
+    floors = [Floor().guard(one, Terms()) for one in functions]
+    contenders = {LEAST: functions, FLOOR: floors, OURS: operations}
+    figures = await side_by_side(
+        {who: [calls[n] for n in order] for who, calls in contenders.items()}, ["a"], rounds=rounds
+    )
     await gate.close()
     return figures
 
@@ -79,21 +85,16 @@ async def with_keys(many: int, *, rounds: int) -> Figures:
         await operation(key)
     assert len(memory) == many  # noqa: S101 - or it is not what is measured
     random = Random(0)
-    figures = await side_by_side(
-        [least], [operation], [random.choice(keys) for _ in range(min(many, PICKED))], rounds=rounds
-    )
+    picked = [random.choice(keys) for _ in range(min(many, PICKED))]
+    figures = await side_by_side({LEAST: [least], OURS: [operation]}, picked, rounds=rounds)
     await gate.close()
     return figures
 
 
 async def side_by_side(
-    least: Sequence[Callable[[str], Awaitable[Any]]],
-    ours: Sequence[Callable[[str], Awaitable[Any]]],
-    keys: Sequence[str],
-    *,
-    rounds: int,
+    contenders: Mapping[str, Sequence[Callable[[str], Awaitable[Any]]]], keys: Sequence[str], *, rounds: int
 ) -> Figures:
-    """Rounds of both in turn."""
+    """Rounds of all in turn."""
 
     def runner(calls: Sequence[Callable[[str], Awaitable[Any]]]) -> Runner:
         following, names = cycle(calls), cycle(keys)
@@ -104,7 +105,8 @@ async def side_by_side(
 
         return Runner(batch)
 
-    return await interleaved({LEAST: runner(least), OURS: runner(ours)}, rounds=rounds, round_for=ROUND_FOR)
+    runners = {who: runner(calls) for who, calls in contenders.items()}
+    return await interleaved(runners, rounds=rounds, round_for=ROUND_FOR)
 
 
 async def with_in_flight(many: int, *, rounds: int) -> Figures:
@@ -190,7 +192,7 @@ def lines(found: dict[str, dict[int, Figures]], idle: dict[str, float]) -> Itera
     yield (
         f"Microseconds per call, median and middle half; {machine.python()}, asyncio. *The least*: the same without "
         "the engine; what that grows by is the machine's memory. *The engine's part* is the difference, and *grows by* "
-        "compares it with the first row."
+        "compares it with the first row; so with the hand-written floor's."
     )
     words = {
         "upstreams": ("upstreams registered, called in turn", "the bare functions, called in turn"),
@@ -200,18 +202,16 @@ def lines(found: dict[str, dict[int, Figures]], idle: dict[str, float]) -> Itera
     for part, points in found.items():
         head, least = words[part]
         first = next(iter(points.values()))
-        base = added(first)
-        rows = (
-            (
-                f"{many:,}",
-                spread(figures[OURS]),
-                spread(figures[LEAST]),
-                us(added(figures)),
-                f"{added(figures) / base:.2f}",
-            )
+        names = [head, "gateway", f"the least: {least}", "the engine's part", "grows by"]
+        rows = [
+            [f"{many:,}", spread(figures[OURS]), spread(figures[LEAST]), *growth(figures, first, OURS)]
             for many, figures in points.items()
-        )
-        yield table((head, "gateway", f"the least: {least}", "the engine's part", "grows by"), rows, align="rrrrr")
+        ]
+        if FLOOR in first:
+            names += ["the floor's part, one for each", "grows by"]
+            for row, figures in zip(rows, points.values(), strict=True):
+                row.extend(growth(figures, first, FLOOR))
+        yield table(names, rows, align="r" * len(names))
     yield (
         f"An upstream with one operation takes {idle['registered'] / 1024:.1f} KiB of memory once registered, and "
         f"{idle['called'] / 1024:.1f} KiB once it has been called (`tracemalloc`, {IDLE:,} of them). So "
@@ -221,9 +221,14 @@ def lines(found: dict[str, dict[int, Figures]], idle: dict[str, float]) -> Itera
     )
 
 
-def added(figures: Figures) -> float:
-    """What the engine adds, in the middle."""
-    return Spread.of([ours - least for ours, least in zip(figures[OURS], figures[LEAST], strict=True)]).middle
+def growth(figures: Figures, first: Figures, who: str) -> list[str]:
+    """What one adds, and by how much that is more than at first."""
+    return [us(added(figures, who)), f"{added(figures, who) / added(first, who):.2f}"]
+
+
+def added(figures: Figures, who: str) -> float:
+    """What one adds to the least, in the middle."""
+    return Spread.of([whole - least for whole, least in zip(figures[who], figures[LEAST], strict=True)]).middle
 
 
 def spread(figures: Sequence[float]) -> str:
