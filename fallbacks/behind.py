@@ -60,8 +60,9 @@ class Tombstone:
 FORGOTTEN = Forgotten()
 TOMBSTONE = Tombstone()
 
-Write = tuple[Any, float, Any, int]
-"""Value, when it was live by the wall clock, its declared type, its bytes."""
+Write = tuple[Any, float, Any, int, bool]
+"""Value, when it was live by the wall clock, its declared type, its bytes; whether what the store has is to go even if
+this does not get there: it was forgotten."""
 Found = tuple[Any, float, float]
 """Value, its age, when it was live by the wall clock."""
 
@@ -155,10 +156,11 @@ class Behind:
         pending = self._pending
         old = pending.get(key)
         if old is not None and old[3] == size and old[1] > self._void_until and not self.resting:
-            pending[key] = (value, old[1], kind, size)
+            pending[key] = (value, old[1], kind, size, old[4] or value is FORGOTTEN)
             return
         pending.pop(key, None)
-        pending[key] = (value, self._wall.now(), kind, size)
+        goes = value is FORGOTTEN or value is TOMBSTONE or (old is not None and old[4])
+        pending[key] = (value, self._wall.now(), kind, size, goes)
         self._bytes += size if old is None else size - old[3]
         if len(pending) > PENDING_WRITES or self._bytes > self._max_bytes:
             self._drop_oldest()
@@ -178,11 +180,24 @@ class Behind:
         self.write(group(within), TOMBSTONE)
 
     def _drop_oldest(self) -> None:
-        pending = self._pending
+        """The store is slower than the answers. What is to be forgotten goes only where all that waits is that."""
+        pending, spared = self._pending, 0
         while len(pending) > PENDING_WRITES or (self._bytes > self._max_bytes and len(pending) > 1):
-            _, write = pending.popitem(last=False)  # the store is slower than the answers
+            key, write = pending.popitem(last=False)
             self._bytes -= write[3]
+            if write[4] and spared <= PENDING_WRITES:
+                spared += 1
+                self._forget_last(key, write)
+            else:
+                self.dropped_writes += 1
+
+    def _forget_last(self, key: Hashable, write: Write) -> None:
+        """What was to take the place of something forgotten is given up, and that is still to go: after the others."""
+        value, at, _, _, _ = write
+        if value is not FORGOTTEN and value is not TOMBSTONE:
             self.dropped_writes += 1
+            value = FORGOTTEN
+        self._pending.setdefault(key, (value, at, Any, 0, True))
 
     def _start_in(self, seconds: float) -> None:
         """Start a writer in a while."""
@@ -239,7 +254,10 @@ class Behind:
         """What of a batch is not in the store goes back to the front, unless there is newer."""
         batch, self._batch = self._batch, {}
         for key, write in reversed(batch.items()):
-            if key not in self._pending:
+            newer = self._pending.get(key)
+            if newer is not None:
+                self._pending[key] = (*newer[:4], newer[4] or write[4])
+            else:
                 self._pending[key] = write
                 self._pending.move_to_end(key, last=False)
                 self._bytes += write[3]
@@ -279,7 +297,8 @@ class Behind:
         """The values of a batch as key, name in the store, bytes. What cannot be encoded is taken out of the batch."""
         pairs: list[tuple[Hashable, str, bytes | str]] = []
         turn_ends = monotonic() + ENCODE_FOR
-        for key, (value, at, kind, _) in list(batch.items()):
+        for key, (value, at, kind, _, goes) in list(batch.items()):
+            name = ""
             try:
                 name = name_of(key)
                 if value is FORGOTTEN:
@@ -288,6 +307,8 @@ class Behind:
                 pairs.append((key, name, self._spoken(data)))
             except Exception as error:  # noqa: BLE001 - whatever users' values do
                 del batch[key]
+                if goes and name:
+                    batch[key] = (FORGOTTEN, at, Any, 0, True)
                 self.unencodable += 1
                 if self.unencodable.bit_count() == 1:
                     log.warning("the store behind LastGood cannot keep %d answers so far: %r", self.unencodable, error)
@@ -299,10 +320,10 @@ class Behind:
     def _give_up(self, batch: dict[Hashable, Write]) -> None:
         """What the store does not take even alone stands in the way of the others. To forget is tried again, last."""
         for key, write in batch.items():
-            if write[0] is not FORGOTTEN and write[0] is not TOMBSTONE:
-                self.dropped_writes += 1
+            if write[4]:
+                self._forget_last(key, write)
             else:
-                self._pending.setdefault(key, write)
+                self.dropped_writes += 1
         batch.clear()
 
     async def flush(self) -> None:
@@ -412,7 +433,7 @@ class Behind:
 
     def _unwritten(self, key: Hashable, within: str) -> Found | None:
         """What is still to be written is as good as written."""
-        value, at, _, _ = self._pending[key] if key in self._pending else self._batch[key]
+        value, at, *_ = self._pending[key] if key in self._pending else self._batch[key]
         self.reads += 1
         age = max(self._wall.now() - at, 0.0)
         if value is FORGOTTEN or at <= self._unwritten_tombstone(within) or age > self.max_age:

@@ -430,6 +430,74 @@ async def test_a_forget_that_fails_is_tried_again_and_keeps_nothing_up(store: St
     assert name("k") not in store._cache
 
 
+async def test_a_forget_is_not_driven_out_of_the_queue_by_answers(store: Store, behind: Behind) -> None:
+    """In an outage of the store the queue overflows. An answer is only missed; what was forgotten would come back."""
+    store.put("k", "v", 1_000_000.0)
+    behind.forget("k")
+    behind.forget_all("all of it")
+
+    for number in range(2 * PENDING_WRITES):
+        behind.write(number, "v")
+    await behind.flush()
+
+    assert name("k") not in store._cache
+    assert behind.tombstone("all of it") in store._cache
+    assert behind.dropped_writes == PENDING_WRITES + 2
+    assert len(behind._pending) == 0
+
+
+@pytest.mark.parametrize("size", [0, 5])
+@pytest.mark.parametrize("how", ["driven out", "not taken", "not to be encoded", "not in time for the batch"])
+async def test_what_was_forgotten_goes_even_if_what_came_after_it_is_not_written(
+    store: Store, behind: Behind, how: str, size: int
+) -> None:
+    store.put("k", "of before", 1_000_000.0)
+    store.poison = b"poison"
+    behind.write("k", "unwritten", size=size)
+    behind.forget("k")
+    if how == "not in time for the batch":
+        store.error, store.delay = Boom(), 0.01
+        await sleep(LINGER + 0.005)
+    behind.write("k", {"driven out": "v", "not to be encoded": object()}.get(how, "poison"), size=size)
+
+    for number in range(2 * PENDING_WRITES if how == "driven out" else 0):
+        behind.write(number, "v")
+    await behind.flush()
+    store.error = None
+    await behind.flush()
+    await behind.flush()
+
+    assert store._cache.get(name("k")) is None
+    assert behind.snapshot().pending == 0
+
+
+@pytest.mark.parametrize("size", [0, 5])
+async def test_what_is_forgotten_while_it_waits_to_be_written_is_not_driven_out(
+    store: Store, behind: Behind, size: int
+) -> None:
+    store.put("k", "of before", 1_000_000.0)
+    behind.write("k", "v", size=size)
+    behind.forget("k")
+
+    for number in range(2 * PENDING_WRITES):
+        behind.write(number, "v")
+    await behind.flush()
+
+    assert name("k") not in store._cache
+
+
+async def test_of_nothing_but_forgets_the_oldest_goes(store: Store, behind: Behind) -> None:
+    store.put(0, "v", 1_000_000.0)
+    store.put(1, "v", 1_000_000.0)
+
+    for number in range(PENDING_WRITES + 1):
+        behind.forget(number)
+    await behind.flush()
+
+    assert (name(0) in store._cache, name(1) in store._cache) == (True, False)
+    assert counts(behind)["dropped_writes"] == 1
+
+
 async def test_all_of_a_group_is_forgotten_for_all_who_share_the_store(store: Store, wall: Clock) -> None:
     mine, theirs = made(store, wall), made(store, wall)
     mine.write("old", 1)
