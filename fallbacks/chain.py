@@ -53,15 +53,15 @@ class Fallback:
         """The same, at once as long as the tiers answer at once: what they remember, and defaults, cost no `await`."""
         if before := cancels():
             return self._after_a_look_round(question, before)
-        return self._ask(0, question, here_and_now(), 0)
+        return self._from(0, question, here_and_now(), 0)
 
     async def _after_a_look_round(self, question: Question, before: int) -> Answer[Any] | None:
         began = here_and_now()
         await asyncio.sleep(0)  # a cancel that is pending ends it here; those of the past are no news
         now = here_and_now()
-        return await kept(self._ask(0, later(question, now - began), now, before))
+        return await kept(self._from(0, later(question, now - began), now, before))
 
-    def _ask(
+    def _from(
         self, place: int, question: Question, began: float, before: int
     ) -> Answer[Any] | Awaitable[Answer[Any] | None] | None:
         """The tiers from this place on. `began`: the loop's time at the question's now; `before`: cancels of old."""
@@ -105,7 +105,7 @@ class Fallback:
             if answer is not None:
                 return answer
             question.error.add_note(f"{name_of(tier)} had no answer")
-        return await kept(self._ask(place + 1, question, began, before))
+        return await kept(self._from(place + 1, question, began, before))
 
     def _note_failure(self, tier: Tier, question: Question, error: BaseException) -> None:
         self.failed += 1
