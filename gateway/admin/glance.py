@@ -108,6 +108,7 @@ class Glance:
         gate = self._state.gate
         if name not in gate:
             return b""
+        self._sampler.wanted.add(name)
         return b'data: {"opened":%b}\n\n' % bytes(self._state.upstream(gate[name]))
 
     def _message(self, rows: list[Raw], lines: list[Document], **since: int) -> bytes:

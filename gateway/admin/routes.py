@@ -41,7 +41,7 @@ from gateway.admin.hystrix import INTERVAL, PING, Hystrix
 from gateway.admin.journal import SHOWN, By, Record
 from gateway.admin.live import Stream
 from gateway.admin.pages import page
-from gateway.admin.sampler import CALM, MANY, OF_MANY
+from gateway.admin.sampler import CALM, MANY
 from gateway.admin.state import State
 from gateway.admin.tuning import NotKept, Stale, Tuning
 from gateway.config.knobs import Knob, knobs
@@ -153,8 +153,8 @@ class Routes:
 
     def _pace(self) -> None:
         """Look at the totals as often as it is seen."""
-        often = OF_MANY if len(list(self.gate)) > MANY else 1
-        self.state.sampler.stride = often if any(stream.viewers for stream in self.streams) else CALM
+        seen = any(stream.viewers for stream in self.streams)
+        self.state.sampler.stride = 1 if seen and len(list(self.gate)) <= MANY else CALM
 
     @staticmethod
     async def file(request: web.Request) -> web.Response:

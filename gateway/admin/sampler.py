@@ -35,8 +35,9 @@ WINDOW = 10
 """Seconds that a window looks back over, as a circuit's does."""
 CALM = 5
 """The stride while nobody looks."""
-MANY, OF_MANY = 100, 2
-"""Upstreams above which those that are well are looked at every other second."""
+MANY = 100
+"""Upstreams above which those that are well are looked at as seldom as if nobody looked: so many rows of figures that
+are those of ten seconds anyway are nobody's to read every second."""
 SPARK = 60
 """Seconds that a sparkline looks back over."""
 GENERATION = 300
@@ -370,7 +371,8 @@ class Sampler:
 
     `each` hears of every second that was taken, when it was; `of_each` of every upstream whose totals were.
     `stride`: seconds from one look at the totals of an upstream that is well to the next; a part of them is looked at
-    in each second. Who looks at them where it is more than one calls `catch_up` first.
+    in each second. Who looks at them where it is more than one calls `catch_up` first. `wanted` are the names of those
+    that are looked at in the next second, whosever turn it is: something went wrong there, or somebody has one open.
     """
 
     NAME = "gateway: sampler"
@@ -381,6 +383,7 @@ class Sampler:
         self.tracks: dict[str, Track] = {}
         self.lags: deque[float] = deque([0.0], SPARK)  # the worst of each second
         self.stride = 1
+        self.wanted: set[str] = set()
         self.seconds = 0  # that were taken
         self.each: list[Callable[[], object]] = []
         self.of_each: list[Callable[[Upstream], object]] = []
@@ -457,11 +460,13 @@ class Sampler:
                 self.track(upstream).tick(in_use, in_use >= bulkhead.policy.limit and bulkhead.waiting > 0)
 
     async def take_second(self) -> None:
-        """Look at the totals, a few in each turn of the loop: of those whose turn it is, and of those that are ill."""
+        """Look at the totals, a few in each turn of the loop: of those whose turn it is, are wanted, or are ill."""
         second, stride = self.seconds + 1, self.stride
+        wanted = self.wanted.copy()
+        self.wanted.clear()
         looked_at = 0
         for place, upstream in enumerate(self.gate):
-            if (place + second) % stride and self._is_well(upstream):
+            if (place + second) % stride and upstream.name not in wanted and self._is_well(upstream):
                 continue
             looked_at += 1
             if looked_at % SLICE == 0:

@@ -105,7 +105,8 @@ class State:
         self.tuned = tuned
         self.journal = journal
         self.sampler = Sampler(gate, wall=wall)
-        self.stories = Stories(gate, clock=self.sampler.now, plain_every=plain_every, errors=errors)
+        heed = self.sampler.wanted.add
+        self.stories = Stories(gate, clock=self.sampler.now, amiss=heed, plain_every=plain_every, errors=errors)
         self.hystrix = Hystrix(gate, self.sampler)
         self._warned: dict[str, tuple[str, ...]] = {}
         self._endpoints: dict[str, dict[str, str]] = {}  # the states that were told, by what is shown of the URLs

@@ -46,6 +46,8 @@ LONGEST = 200
 
 PLAIN = frozenset({Source.LIVE, Source.CACHED, Source.COALESCED})
 """Answers as good as live ones: told of now and then."""
+HARMLESS = frozenset({Outcome.REFUSED, Outcome.CANCELLED})
+"""Ends of calls that say nothing against the upstream."""
 StepKind = Literal["queue", "circuit", "attempt", "retry", "tier", "end"]
 LineKind = Literal["circuit", "policy", "control", "endpoint", "warning"]
 
@@ -156,13 +158,21 @@ class Stories:
     """Listens to a gateway from `listen` to `leave`. `plain_every`: one in so many plainly live calls is kept.
 
     `errors=False`: errors are told by their type alone. `clock` gives the gateway's seconds, for what is noted here.
+    `amiss` hears the name of an upstream that gave no live answer.
     """
 
     def __init__(
-        self, gate: Gate, *, clock: Callable[[], float], plain_every: int = PLAIN_EVERY, errors: bool = True
+        self,
+        gate: Gate,
+        *,
+        clock: Callable[[], float],
+        amiss: Callable[[str], object] = lambda _: None,
+        plain_every: int = PLAIN_EVERY,
+        errors: bool = True,
     ) -> None:
         self.gate = gate
         self.clock = clock
+        self.amiss = amiss
         self.plain_every = plain_every
         self.errors = errors
         self.told_elsewhere: Callable[[], bool] = lambda: False  # whether whoever changes a policy now says so himself
@@ -201,9 +211,11 @@ class Stories:
             kept.seen += 1
             if kept.seen % self.plain_every != 1 % self.plain_every:
                 return
-        elif self._is_flooded(kept, event.at):
-            return
         else:
+            if event.error is not None and event.outcome not in HARMLESS:
+                self.amiss(event.upstream)
+            if self._is_flooded(kept, event.at):
+                return
             kept.told += 1
         error = event.error
         story = Story(
