@@ -23,7 +23,7 @@ from math import ceil, comb, exp, floor, isinf, log10, sqrt
 from statistics import median
 from typing import Any, Literal
 
-from gateway.admin.sampler import ATTEMPTS, BEGINNING, LOADS, NONE, Buckets, Loads, Track
+from gateway.admin.sampler import ATTEMPTS, BEGINNING, LOADS, Buckets, Loads, Track
 from gateway.policy import Policy
 from gateway.upstream import Upstream
 
@@ -94,17 +94,17 @@ def measured(upstream: Upstream, track: Track) -> Measured:
     now, began = track.now, track.began
     seconds = max(now.at - began.at, 1e-9)
     window = track.between(now, began)
-    latency = NONE
+    took: list[Buckets] = []
     for operation in upstream:
         if operation.timeout.attempt == upstream.policy.timeout.attempt:
             new, old = now.operations.get(operation.name, BEGINNING), began.operations.get(operation.name, BEGINNING)
-            latency = latency.plus(new.latency.since(old.latency))
+            took.append(new.latency.since(old.latency))
     loads = track.loads
     tries, answered = window.moved[ATTEMPTS], window.latency.total + window.counts["refused"]
     return Measured(
         seconds=seconds,
         arrivals=tuple(track.arrivals)[-ceil(seconds) :],
-        latency=latency,
+        latency=Buckets.together(took),
         loads=loads,
         queued=sum(span.queued for span in track.spans) / loads.looks if loads.looks else 0.0,
         tries=tries,

@@ -12,10 +12,9 @@ from __future__ import annotations
 from asyncio import CancelledError, Task, get_running_loop, sleep
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context
-from functools import reduce
 from itertools import accumulate, repeat
 from operator import add, itemgetter, sub
 from time import monotonic, time
@@ -94,14 +93,16 @@ class Buckets(Struct, frozen=True, gc=False):
         counts = tuple(map(sub, self.counts, before._from(self.first, len(self.counts))))
         return Buckets(self.first, counts, self.sum - before.sum, self.max)
 
-    def plus(self, other: Buckets) -> Buckets:
-        """Both together."""
-        if not self.counts or not other.counts:
-            return self if self.counts else other
-        first = min(self.first, other.first)
-        size = max(self.first + len(self.counts), other.first + len(other.counts)) - first
-        counts = tuple(map(add, self._from(first, size), other._from(first, size)))
-        return Buckets(first, counts, self.sum + other.sum, max(self.max, other.max))
+    @classmethod
+    def together(cls, all_of_them: Iterable[Buckets]) -> Buckets:
+        """All of them as one."""
+        each = [one for one in all_of_them if one.counts]
+        if len(each) <= 1:
+            return each[0] if each else NONE
+        first = min([one.first for one in each])
+        size = max([one.first + len(one.counts) for one in each]) - first
+        counts = tuple(map(sum, zip(*[one._from(first, size) for one in each], strict=True)))
+        return cls(first, counts, sum([one.sum for one in each]), max([one.max for one in each]))
 
     def _from(self, first: int, size: int) -> Sequence[int]:
         """As many counts from an earlier place on."""
@@ -229,7 +230,7 @@ class Look(Struct, eq=False, gc=False):
     def latency(self) -> Buckets:
         """The service times of all operations: put together when somebody looks at them."""
         if self.together is None:
-            self.together = reduce(Buckets.plus, (mark.latency for mark in self.operations.values()), NONE)
+            self.together = Buckets.together([mark.latency for mark in self.operations.values()])
         return self.together
 
 

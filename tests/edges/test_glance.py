@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from gateway import BulkheadPolicy, Gateway, Static
+from gateway import BulkheadPolicy, Gateway, Outcome, Refused, Static
 from gateway.admin.glance import Glance
 from gateway.admin.sampler import CALM, MANY, SPARK
 from gateway.admin.state import State
@@ -20,7 +20,7 @@ from tests.edges.admin.asking import admin_of
 from tests.edges.browser import Browser
 from tests.edges.pretended import Pretended
 from tests.edges.serving import served
-from tests.support import QUIET, Boom, ended
+from tests.support import QUIET, Boom, ended, gone, steps
 
 pytestmark = pytest.mark.asyncio
 SPARKS = ("spark", "spark_degraded", "spark_failed")
@@ -203,6 +203,54 @@ async def test_of_many_those_that_are_ill_are_told_of_every_second() -> None:
 
     assert seen["up-5"] >= 9
     assert {number for name, number in seen.items() if name != "up-5"} == {5}
+
+
+async def test_one_that_gave_no_live_answer_is_told_of_in_the_next_second_whosever_turn_it_is() -> None:
+    async with world_of(stride=CALM) as world:
+        await world.message()
+        told: list[set[str]] = []
+        for name in ("up-1", "up-2", "up-3", "up-4", "up-5"):
+            for upstream in world.gate:
+                await upstream["calls"]()
+            await ended(world.gate[name]["calls"](Boom()))
+            await world.second(busy=False)
+            told.append({row["name"] for row in (await world.message())["upstreams"]})
+
+    assert all(name in names for name, names in zip(("up-1", "up-2", "up-3", "up-4", "up-5"), told, strict=True))
+    assert all(len(names) < len(list(world.gate)) for names in told), "the others wait for their turn"
+
+
+async def test_a_refusal_and_a_caller_who_left_are_no_reason_to_look_sooner() -> None:
+    async with world_of(stride=CALM) as world:
+
+        @world.gate["up-1"].operation(idempotent=True)
+        async def hangs() -> None:
+            await asyncio.Event().wait()
+
+        await ended(world.gate["up-1"]["calls"](Refused("no")))
+        leaving = asyncio.ensure_future(hangs())
+        await steps(3)
+        await gone(leaving)
+
+        assert hangs.tally.ended[Outcome.CANCELLED] == 1
+        assert world.sampler.wanted == set()
+
+
+async def test_the_one_that_is_open_is_looked_at_every_second_for_as_long_as_it_is() -> None:
+    async with world_of(stride=CALM) as world:
+        await world.message()
+
+        async def seconds_behind(*, is_open: bool) -> list[int]:
+            behind = []
+            for _ in range(CALM):
+                if is_open:
+                    world.glance.opened("up-2")
+                await world.second(busy=False)
+                behind.append(world.sampler.seconds - world.sampler.tracks["up-2"].second)
+            return behind
+
+        assert await seconds_behind(is_open=True) == [0] * CALM
+        assert any(await seconds_behind(is_open=False))
 
 
 async def test_a_row_that_cannot_be_put_down_harms_neither_the_sampler_nor_the_next_message(
