@@ -12,7 +12,6 @@ by their number in each state, whatever the keys. Times are in seconds, sizes in
 
 from __future__ import annotations
 
-from asyncio import sleep
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -25,13 +24,14 @@ from gateway.counts import AGE_BOUNDS, BOUNDS, Histogram
 from gateway.exposition import Buckets, Encode, Family, Lines, Read, Samples, Spelling
 from gateway.http.client import HttpUpstream
 from gateway.operation import Operation
+from gateway.slices import sliced
 from gateway.upstream import Upstream
 
 STATES = ("closed", "open", "half_open", "isolated")
 ENDPOINT_STATES = ("healthy", "ramping", "ejected", "down", "draining")
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
-SLICE, PAUSE = 8, 0.002
-"""Upstreams that are read in one turn of the loop, and seconds until the next turn."""
+SLICE = 8
+"""Upstreams that are read in one turn of the loop."""
 
 
 DURATIONS = Buckets(BOUNDS, 4, first=200e-6, last=40.0)
@@ -246,9 +246,7 @@ class Exposition:
         """The same, a few upstreams in each turn of the loop: calls go on meanwhile."""
         encode, content_type = encoder_for(accept)
         reading = self._begin(encode, content_type)
-        for place, upstream in enumerate(self.gate):
-            if place and place % SLICE == 0:
-                await sleep(PAUSE)
+        async for upstream in sliced(self.gate, size=SLICE):
             reading.add(upstream)
         return told(reading, encode), content_type
 

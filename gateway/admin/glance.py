@@ -12,14 +12,15 @@ in the browser, up to the second that all have been looked at in. The details of
 
 from __future__ import annotations
 
-from asyncio import Event, sleep
+from asyncio import Event
 from typing import Any, NamedTuple
 
 from msgspec import Raw
 
 from gateway.admin.pieces import ENCODER, figures_of, number
-from gateway.admin.sampler import MOVING, PAUSE, SLICE, SPARK, Look, Track
+from gateway.admin.sampler import MOVING, SLICE, SPARK, Look, Track
 from gateway.admin.state import CIRCUITS, Document, State, left
+from gateway.slices import sliced
 from gateway.upstream import Upstream
 
 NO_OWN: list[str] = []
@@ -81,9 +82,7 @@ class Glance:
         self._sampler.each.append(self._taken.set)
         self._sampler.of_each.append(self._look_at)
         await self._sampler.catch_up()
-        for place, upstream in enumerate(self._state.gate):
-            if place and place % SLICE == 0:
-                await sleep(PAUSE)
+        async for upstream in sliced(self._state.gate, size=SLICE):
             self._look_at(upstream)
 
     def _look_at(self, upstream: Upstream) -> None:

@@ -25,6 +25,7 @@ from msgspec import Struct
 from gateway.context import Clock, clock_of
 from gateway.counts import BOUNDS, ENDS, Histogram, LatencySnapshot
 from gateway.operation import Operation
+from gateway.slices import sliced
 from gateway.upstream import Upstream
 
 TICK = 0.2
@@ -41,9 +42,8 @@ SPARK = 60
 """Seconds that a sparkline looks back over."""
 GENERATION = 300
 """Seconds after which advice begins to forget: it goes by the present generation and the one before."""
-SLICE, PAUSE = 20, 0.002
-"""Upstreams that are looked at in one turn of the loop, and seconds until the next turn does: a call takes many turns,
-and all 200 at once would be felt in each of them. A turn of its own costs as much as to look at a few of them."""
+SLICE = 20
+"""Upstreams that are looked at in one turn of the loop, which costs as much as to look at a few of them."""
 
 MOVING = ("asked", "attempts", "retries", "overran", "refreshed", "refresh_failed", *map(str, ENDS))
 """What is taken of each operation, in this order."""
@@ -465,13 +465,12 @@ class Sampler:
         second, stride = self.seconds + 1, self.stride
         wanted = self.wanted.copy()
         self.wanted.clear()
-        looked_at = 0
-        for place, upstream in enumerate(self.gate):
-            if (place + second) % stride and upstream.name not in wanted and self._is_well(upstream):
-                continue
-            looked_at += 1
-            if looked_at % SLICE == 0:
-                await sleep(PAUSE)
+        due = (
+            upstream
+            for place, upstream in enumerate(self.gate)
+            if (place + second) % stride == 0 or upstream.name in wanted or not self._is_well(upstream)
+        )
+        async for upstream in sliced(due, size=SLICE):
             self.look_at(upstream, second)
             for hears in self.of_each:
                 hears(upstream)
@@ -482,9 +481,7 @@ class Sampler:
     async def catch_up(self) -> None:
         """Look at the totals of those that it was not the turn of in the last second."""
         behind = [upstream for upstream in self.gate if self.track(upstream).second < self.seconds]
-        for place, upstream in enumerate(behind):
-            if place and place % SLICE == 0:
-                await sleep(PAUSE)
+        async for upstream in sliced(behind, size=SLICE):
             self.look_at(upstream, self.seconds)
 
     def _is_well(self, upstream: Upstream) -> bool:

@@ -11,7 +11,6 @@ as they are: whoever shows them escapes them.
 
 from __future__ import annotations
 
-from asyncio import sleep
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -38,14 +37,14 @@ from gateway.operation import Operation
 from gateway.policy import BudgetPolicy, Policy
 from gateway.registry import Gateway
 from gateway.retry import BudgetSnapshot
+from gateway.slices import sliced
 from gateway.upstream import Upstream
 
 CIRCUITS = 20
 """Circuits with a key that an upstream shows: those that are not at rest first."""
 LONGEST_KEY = 100
-SLICE, PAUSE = 2, 0.002
-"""Upstreams that are put down in one turn of the loop, and seconds until the next turn does: a call takes many turns,
-and would meet the document in all of them otherwise. 200 upstreams are put down within a quarter of a second."""
+SLICE = 2
+"""Upstreams that are put down in one turn of the loop: 200 are within a quarter of a second."""
 WORDS = {"healthy": "up", "ramping": "up"}
 """What the document calls an endpoint's state, where the word differs."""
 Document = dict[str, Any]
@@ -138,11 +137,7 @@ class State:
     async def encoded(self) -> bytes:
         """The whole of it as JSON, a few upstreams in each turn of the loop: calls go on meanwhile."""
         await self.sampler.catch_up()
-        parts: list[Raw] = []
-        for place, upstream in enumerate(self.gate):
-            if place and place % SLICE == 0:
-                await sleep(PAUSE)
-            parts.append(self.upstream(upstream))
+        parts = [self.upstream(upstream) async for upstream in sliced(self.gate, size=SLICE)]
         return ENCODER.encode(self._around(parts))
 
     def _around(self, upstreams: list[Any]) -> Document:

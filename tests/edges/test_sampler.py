@@ -340,7 +340,7 @@ async def test_what_memory_answers_needs_no_place_and_a_retry_does(gate: Gateway
 
 @virtual
 async def test_the_pauses_between_many_upstreams_are_no_lag(gate: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.admin.sampler.PAUSE", 0.5)
+    monkeypatch.setattr("gateway.slices.PAUSE", 0.5)
     for number in range(10):
         gate.upstream(f"upstream {number}")
 
