@@ -42,7 +42,8 @@ from gateway.admin.journal import SHOWN, By, Record
 from gateway.admin.live import Stream
 from gateway.admin.pages import page
 from gateway.admin.sampler import CALM, MANY
-from gateway.admin.state import State
+from gateway.admin.state import LONGEST_KEY, State
+from gateway.admin.stories import short
 from gateway.admin.tuning import NotKept, Stale, Tuning
 from gateway.config.knobs import Knob, knobs
 from gateway.config.patch import as_json, given_in, json_of
@@ -441,7 +442,7 @@ def circuit_of(upstream: Upstream, body: Mapping[str, Any]) -> Hashable:
     known = [one for one, _ in upstream.circuits]
     if any(type(one) is type(key) and one == key for one in known):
         return key
-    shown_so = [one for one in known if key in {str(one), repr(one)}]
+    shown_so = [one for one in known if key in {str(one), repr(one), short(str(one), LONGEST_KEY)}]
     return shown_so[0] if len(shown_so) == 1 else key
 
 

@@ -65,6 +65,25 @@ async def test_all_upstreams_are_told_at_a_glance_the_worst_first(browser) -> No
     assert "2 stuck" in texts["mail"]
 
 
+async def test_advice_is_put_into_the_form_and_sent_only_when_that_is_agreed_to(browser) -> None:
+    server = Pretended(3)
+    ratings = server.upstreams["ratings"]
+    async with looking(browser, server, "/#/upstreams/ratings") as tab:
+        await tab.until("document.querySelector('.advice button') && document.querySelector('.knob')")
+        await tab.press(".advice button")
+        await tab.until("document.querySelector('.diff .will')")
+        value = await tab.run("document.getElementById('knob-bulkhead.limit').value")
+        focused = await tab.run("document.activeElement.id")
+        unsent = ratings.policy["bulkhead"]["limit"]
+        await tab.press(".tune .well")
+        await tab.until("document.querySelector('dialog[open]')")
+        await tab.press("dialog [type=submit]")
+        await tab.until("document.querySelector('.drift-note:not([hidden])')", 5)
+
+    assert (value, focused, unsent) == ("12", "knob-bulkhead.limit", 20)
+    assert ratings.policy["bulkhead"]["limit"] == 12
+
+
 async def test_numbers_that_do_not_add_up_are_told_in_red_wherever_one_looks(browser) -> None:
     server = Pretended(10, users="broken")
     async with looking(browser, server, "/#/why") as tab:

@@ -205,7 +205,7 @@ export class UpstreamPage {
       make: ({ key }) => {
         const state = element("span", { class: "circuit" });
         const button = element("button", { type: "button", class: "tool" });
-        const child = { node: element("li", {}, element("b", {}, String(key)), state, button), state, button };
+        const child = { node: element("li", { "data-circuit": key }, element("b", {}, String(key)), state, button), state, button };
         button.addEventListener("click", () => this.do(child.deed, { key }));
         return child;
       },

@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from math import inf
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,8 +28,8 @@ DEED = "[data-deed={}]"
 class World:
     """A gateway with one upstream of two places, whose calls end when they are told to."""
 
-    def __init__(self) -> None:
-        self.gate = Gateway()
+    def __init__(self, gate: Gateway | None = None) -> None:
+        self.gate = gate or Gateway()
         pool = BulkheadPolicy(limit=2, queue=10, max_wait=60)
         policy = Policy(bulkhead=pool, timeout=TimeoutPolicy(call=60, attempt=60))
         self.ratings = self.gate.upstream("ratings", policy=policy)
@@ -209,6 +211,57 @@ async def test_what_is_done_by_hand_is_asked_first_and_done_then(browser) -> Non
     assert (left, isolated, enforced) == (("closed", True), "isolated", False)
     assert world.ratings.policy.breaker.enforce is True
     assert "drain" in events
+
+
+async def test_tuned_values_are_folded_into_the_policy_file_and_its_comments_stay(browser, tmp_path: Path) -> None:
+    file = tmp_path / "policies.toml"
+    file.write_text("[upstreams.ratings.bulkhead]\nlimit = 2  # measured in May\n")
+    world = World(Gateway.from_file(file, check_every=inf, on_hangup=False))
+    async with looking(browser, world, "/#/upstreams/ratings") as (tab, admin):
+        tuned = await ask(admin, "PATCH", "/upstreams/ratings/policy", json_={"bulkhead": {"limit": 7}})
+        await tab.until(f"document.querySelector('{DEED.format('fold')}')", 5)
+        await tab.press(DEED.format("fold"))
+        await tab.until("document.querySelector('dialog[open]')")
+        shown = await tab.run("document.querySelector('dialog[open] .changes tbody').innerText")
+        asked = await tab.run("document.querySelector('dialog[open]').innerText")
+        unfolded = file.read_text()
+        await agree(tab, why="it held all week")
+        await tab.until("document.querySelector('.drift-note').hidden", 5)
+        audit = await ask(admin, "GET", "/audit")
+
+    assert tuned.status == 200
+    assert shown.split() == ["bulkhead.limit", "2", "7"]
+    assert str(file) in asked
+    assert "limit = 2 " in unfolded
+    assert file.read_text() == "[upstreams.ratings.bulkhead]\nlimit = 7  # measured in May\n"
+    assert world.ratings.policy.bulkhead.limit == 7
+    assert audit.json["audit"][0]["why"] == "it held all week"
+
+
+async def test_one_circuit_of_many_is_isolated_and_restored_by_its_key(browser) -> None:
+    world, long = World(), "tenant of " + "a very long name, " * 10
+    keys: dict[str, object] = {"ada": "ada", "tenant of": long, "7": 7}
+    for key in keys.values():
+        world.ratings.circuit(key)
+    isolated = {}
+    async with looking(browser, world, "/#/upstreams/ratings") as (tab, _):
+        for shown, key in keys.items():
+            circuit = f"[data-circuit^='{shown}']"
+            state = f'document.querySelector("{circuit} .circuit")?.dataset.state'
+            await tab.until(f"{state} === 'closed'", 5)
+            await tab.press(f"{circuit} button")
+            await agree(tab)
+            await tab.until(f"{state} === 'isolated'", 5)
+            shots = world.ratings.snapshot().circuits
+            isolated[key] = [one for one, shot in shots.items() if shot.state == "isolated"]
+            await tab.press(f"{circuit} button")
+            await agree(tab)
+            await tab.until(f"{state} === 'closed'", 5)
+    shot = world.ratings.snapshot()
+
+    assert isolated == {key: [key] for key in keys.values()}
+    assert {one.state for one in (shot.breaker, *shot.circuits.values())} == {"closed"}
+    assert len(shot.circuits) == len(keys)
 
 
 async def test_remembered_answers_are_forgotten(browser) -> None:
