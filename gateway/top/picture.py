@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from gateway.top.verdict import Document, judged, number, percent, printable, seconds, shares
+from gateway.top.verdict import Document, detailed, judged, number, percent, printable, seconds, shares
 
 KINDS = {"live": ("●", "green"), "last_good": ("◐", "yellow"), "default": ("◇", "magenta"), "error": ("✕", "red")}
 CIRCUITS = {
@@ -132,6 +132,9 @@ def event_line(event: Document) -> Text:
 
 def one_upstream(upstream: Document, told: Document, *, width: int, height: int) -> Iterator[RenderableType]:
     """All there is to say of one of them."""
+    if not detailed(upstream):
+        yield Panel("its details are under way", title=Text(printable(upstream["name"]), style="bold"), title_align="left")
+        return
     window, total, pool, circuit = upstream["window"], upstream["total"], upstream["pool"], upstream["circuit"]
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="dim", no_wrap=True)

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from gateway.top.picture import LEVELS, ROOM_FOR_ONE, event_line, one_upstream, table
-from gateway.top.verdict import Document, judged, plural, printable, seconds
+from gateway.top.verdict import Document, detailed, judged, plural, printable, seconds
 
 ORDERS = ("worst first", "by name", "by traffic")
 SILENT_FOR = 3.5
@@ -30,17 +30,35 @@ class Screen:
     one: bool = False
     held: bool = False
     quit: asyncio.Event = field(default_factory=asyncio.Event)
+    turned: asyncio.Event = field(default_factory=asyncio.Event)  # another one is open, or none any more
+
+    @property
+    def opened(self) -> str:
+        """The name of the upstream that more is shown of; "" while all are."""
+        upstreams = self.upstreams() if self.one else []
+        return str(upstreams[min(self.at, len(upstreams) - 1)]["name"]) if upstreams else ""
+
+    @property
+    def has_details(self) -> bool:
+        """Whether there is all to see of what is open."""
+        opened = self.opened
+        return not opened or any(detailed(one) for one in self.upstreams() if one["name"] == opened)
 
     def tell(self, document: Document) -> None:
         """What the server says now."""
         self.heard_at = time.monotonic()
         self.problem = ""
-        if not self.held:
+        opened = self.opened
+        if not self.held or not self.has_details:
             self.told = document
+            names = [one["name"] for one in self.upstreams()]
+            if opened in names:  # it stays open, wherever it is in the order now
+                self.at = names.index(opened)
 
     def press(self, keys: str) -> None:
         """What a person pressed."""
         keys = keys.replace("\x1b[A", "k").replace("\x1b[B", "j").replace("\x1b", "q" if not self.one else "\r")
+        opened = self.opened
         for key in keys:
             if key in {"q", "\x03", "\x04"}:
                 self.quit.set()
@@ -52,6 +70,8 @@ class Screen:
                 self.one = not self.one
             elif key in {"p", " "}:
                 self.held = not self.held
+        if self.opened != opened:
+            self.turned.set()
 
     def upstreams(self) -> list[Document]:
         """All of them, in the order that was asked for."""

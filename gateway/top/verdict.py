@@ -52,6 +52,11 @@ def judged(upstream: Document) -> Judgement:
     return next((Judgement(level, reason) for holds, level, reason in told if holds), Judgement(0, "nobody asks"))
 
 
+def detailed(upstream: Document) -> bool:
+    """Whether more is known of it than what a row shows."""
+    return "operations" in upstream
+
+
 def shares(rates: Mapping[str, float]) -> dict[str, float]:
     """How calls ended, in the four kinds that a caller can tell apart. A refusal is an answer."""
     ended = {

@@ -16,6 +16,7 @@ from gateway import BulkheadPolicy, Gateway, Outcome, Refused, Static
 from gateway.admin.glance import Glance
 from gateway.admin.sampler import CALM, MANY, SPARK
 from gateway.admin.state import State
+from gateway.top.news import Missed, News
 from tests.edges.admin.asking import admin_of
 from tests.edges.browser import Browser
 from tests.edges.pretended import Pretended
@@ -365,6 +366,46 @@ async def test_totals_are_taken_as_often_as_they_are_seen() -> None:
                     await asyncio.sleep(0.005)
 
     assert strides == [CALM, 1, CALM, CALM]
+
+
+async def test_the_terminal_puts_them_together_alike() -> None:
+    async with world_of() as world:
+        reader, news = Reader(), News()
+        await world.message()
+        messages = [said(world.glance.whole())]
+        for number in range(70):
+            await world.second(busy=number % 30 < 20)
+            if number % 7 != 3:
+                messages.append(await world.message())
+        for message in messages:
+            reader.hear(message)
+            told = news.hear(message)
+        news.hear(said(world.glance.opened("up-2")))
+        details = news.hear(said(world.glance.whole()))
+        document = world.state.document()["upstreams"]
+
+    assert told is not None
+    assert details is not None
+    assert [row["name"] for row in told["upstreams"]] == list(reader.rows)
+    for row, whole in zip(told["upstreams"], document, strict=True):
+        assert [row[spark] for spark in SPARKS] == [reader.rows[row["name"]][spark] for spark in SPARKS]
+        assert {name: row["window"]["rates"][name] for name in whole["window"]["rates"]} == whole["window"]["rates"]
+        assert row["pool"] == reader.rows[row["name"]]["pool"]
+    assert details["upstreams"][2]["operations"] == document[2]["operations"]
+    assert "operations" not in details["upstreams"][3]
+
+
+async def test_the_terminal_knows_when_it_missed_a_message() -> None:
+    async with world_of() as world:
+        news = News()
+        await world.message()
+        news.hear(said(world.glance.whole()))
+        await world.second()
+        await world.message()
+        await world.second()
+
+        with pytest.raises(Missed):
+            news.hear(await world.message())
 
 
 async def test_the_page_puts_them_together_alike(browser: Browser) -> None:

@@ -215,7 +215,54 @@ async def test_the_token_goes_in_a_header_and_nowhere_else() -> None:
     async with served(app) as url:
         told = [document async for document in documents(url, "s3cret")]
 
-    assert (told, seen) == ([{}], [("/live", "Bearer s3cret")])
+    assert (told, seen) == ([{"upstreams": []}], [("/live?details=", "Bearer s3cret")])
+
+
+@pytest.mark.asyncio
+async def test_more_is_asked_of_the_one_that_is_open_and_of_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top_line, "AGAIN_AFTER", 60)  # it does not wait for this
+    gate, screen = Gateway(), Screen(order=1)
+    for name in ("films", "ratings"):
+        gate.upstream(name)
+
+    def detailed() -> list[str]:
+        return [one["name"] for one in screen.upstreams() if "operations" in one]
+
+    async def until(names: list[str]) -> None:
+        async with asyncio.timeout(5):
+            while screen.told is None or detailed() != names:
+                await asyncio.sleep(0.01)
+
+    async with admin_of(gate) as admin:
+        following = asyncio.create_task(follow(screen, admin.url, None, draw=lambda: None))
+        await until([])
+        screen.press("j\r")
+        under_way = "\n".join(drawn(screen))
+        await until(["ratings"])
+        opened = "\n".join(drawn(screen))
+        screen.press("pk")  # held, and the one above
+        await until(["films"])
+        held = screen.told
+        screen.press("\rp")
+        await until([])
+        await gone(following)
+
+    assert "its details are under way" in under_way
+    assert "they add up" in opened
+    assert held is not screen.told
+
+
+def test_the_one_that_is_open_stays_open_wherever_it_is_in_the_order() -> None:
+    screen = screen_of(10)
+    screen.press("jj\r")
+    name = screen.opened
+
+    screen.tell(Pretended(10, **{name: "hang"}).document())
+    ill = screen.opened, screen.at
+    screen.tell(Pretended(1).document())
+
+    assert ill == (name, 0)
+    assert screen.opened == "ratings"
 
 
 # -- the whole of it
