@@ -111,7 +111,7 @@ def spark_of(upstream: Document, room: int) -> Text:
     text = Text(" " * (room - len(asked)))
     for count, helped, ill in zip(asked, degraded, failed, strict=True):
         style = "red" if ill else "yellow" if helped else "green"
-        text.append(BLOCKS[min(7, 7 * count // most)] if count else " ", style=style)
+        text.append(BLOCKS[min(7, int(7 * count // most))] if count else " ", style=style)
     return text
 
 

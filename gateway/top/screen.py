@@ -14,6 +14,8 @@ from gateway.top.picture import LEVELS, ROOM_FOR_ONE, event_line, one_upstream, 
 from gateway.top.verdict import Document, detailed, judged, plural, printable, seconds
 
 ORDERS = ("worst first", "by name", "by traffic")
+EVENTS = 6
+"""Lines of the log, where the upstreams leave room for them."""
 SILENT_FOR = 3.5
 """Seconds without a word from the server after which the numbers are called old."""
 
@@ -91,9 +93,8 @@ class Screen:
         self.at = max(0, min(len(upstreams) - 1, self.at))
         if self.one and upstreams:
             return Group(head, *one_upstream(upstreams[self.at], self.told, width=width, height=height - 1))
-        events = (
-            self.told["events"][-max(0, min(6, height - 4 - len(upstreams) - 2)) :] if height > ROOM_FOR_ONE else []
-        )
+        spare = min(EVENTS, height - 4 - len(upstreams) - 2) if height > ROOM_FOR_ONE else 0
+        events = self.told["events"][-spare:] if spare > 0 else []
         room = max(1, height - 3 - (len(events) + 1 if events else 0))
         first = max(0, min(self.at - room // 2, len(upstreams) - room))
         parts: list[RenderableType] = [

@@ -22,6 +22,7 @@ from gateway import Gateway
 from gateway.top import NotAnswered
 from gateway.top import line as top_line
 from gateway.top.line import documents, follow
+from gateway.top.picture import spark_of
 from gateway.top.screen import Screen
 from gateway.top.verdict import percent, seconds
 from tests.edges.admin.asking import admin_of
@@ -90,6 +91,30 @@ def test_numbers_that_are_old_are_said_to_be() -> None:
     screen.problem = "it was reset"
 
     assert drawn(screen)[0].startswith("◯ LOST for 10 s: it was reset; trying again")
+
+
+def test_a_sparkline_shows_averages_too() -> None:
+    upstream = {"spark": [0.0, 0.2, 2.4, 4.8], "spark_degraded": [0.0, 0.0, 0.4, 0.0], "spark_failed": [0.0] * 4}
+
+    line = spark_of(upstream, 6)
+
+    assert line.plain == "   ▁▄█"
+    assert [str(span.style) for span in line.spans][-3:] == ["green", "yellow", "green"]
+
+
+@pytest.mark.parametrize(("height", "lines"), [(14, 0), (20, 4), (24, 6), (40, 6)])
+def test_the_log_gets_what_room_the_upstreams_leave(height: int, lines: int) -> None:
+    server, screen = Pretended(10), Screen()
+    for number in range(30):
+        server.happened("circuit", "ratings", f"event {number}")
+    screen.tell(server.document())
+
+    shown = [line for line in drawn(screen, 120, height) if "event" in line]
+    of_many = drawn(screen_of(40, **ILL), 120, height)
+
+    assert len(shown) == lines
+    assert not shown or "event 29" in shown[0]
+    assert sum("closed" in line or "open" in line for line in of_many) >= height - 4
 
 
 def test_a_name_cannot_reach_the_terminal() -> None:
