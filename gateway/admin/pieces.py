@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from msgspec import Raw
 from msgspec.json import Encoder
 
-from gateway.admin.sampler import BEGINNING, MOVING, NOTHING, Buckets, Look, Mark, Track, Window
+from gateway.admin.sampler import BEGINNING, MOVING, NONE, NOTHING, Buckets, Look, Mark, Track, Window
 from gateway.admin.stories import short
 from gateway.counts import BOUNDS, ENDS, Counts, LatencySnapshot, Tally
 from gateway.operation import Operation
@@ -138,6 +138,8 @@ def window_of(window: Window) -> dict[str, Any]:
 
 def figures_of(buckets: Buckets) -> dict[str, Any]:
     """The same of buckets, without a snapshot between: there are four of these for most upstreams, every second."""
+    if buckets is NONE:
+        return NO_FIGURES
     heights = [*accumulate(buckets.counts)]
     count = heights[-1] if heights else 0
     if not count:

@@ -74,6 +74,8 @@ class Buckets(Struct, frozen=True, gc=False):
         """It as it is now; of one that has not moved since `before` there is only one copy."""
         # A snapshot would work out percentiles, and most of these nobody looks at.
         counts, total, highest = histogram._buckets, histogram._sum, histogram._max  # noqa: SLF001
+        if before is NONE and not highest and not counts[0]:
+            return NONE  # most upstreams, of the waits for their pools
         first = len(counts) if before is None else before.first
         if any(counts[:first]):
             first = next(place for place, number in enumerate(counts) if number)
@@ -373,7 +375,8 @@ class Sampler:
     `each` hears of every second that was taken, when it was; `of_each` of every upstream whose totals were.
     `stride`: seconds from one look at the totals of an upstream that is well to the next; a part of them is looked at
     in each second. Who looks at them where it is more than one calls `catch_up` first. `wanted` are the names of those
-    that are looked at in the next second, whosever turn it is: something went wrong there, or somebody has one open.
+    that are looked at in the next second, whosever turn it is: something went wrong there, callers wait, or somebody has
+    one open.
     """
 
     NAME = "gateway: sampler"
@@ -436,6 +439,8 @@ class Sampler:
         if second > track.second:
             track.take(look_of(upstream, self.clock(), track.now), whole=second - track.second)
             track.second = second
+            if track.failed[-1] or track.degraded[-1]:
+                self.wanted.add(upstream.name)
 
     async def _run(self) -> None:
         due = self.clock() + TICK
@@ -458,18 +463,24 @@ class Sampler:
             bulkhead = upstream.bulkhead
             in_use = bulkhead.in_use
             if in_use:
-                self.track(upstream).tick(in_use, in_use >= bulkhead.policy.limit and bulkhead.waiting > 0)
+                queued = in_use >= bulkhead.policy.limit and bulkhead.waiting > 0
+                self.track(upstream).tick(in_use, queued)
+                if queued:
+                    self.wanted.add(upstream.name)
 
     async def take_second(self) -> None:
         """Look at the totals, a few in each turn of the loop: of those whose turn it is, are wanted, or are ill."""
-        second, stride = self.seconds + 1, self.stride
+        second, stride, known = self.seconds + 1, self.stride, self.tracks
         wanted = self.wanted.copy()
         self.wanted.clear()
-        due = (
+        due = [
             upstream
             for place, upstream in enumerate(self.gate)
-            if (place + second) % stride == 0 or upstream.name in wanted or not self._is_well(upstream)
-        )
+            if (place + second) % stride == 0
+            or upstream.name in wanted
+            or upstream.name not in known
+            or not upstream.breaker.at_rest
+        ]
         async for upstream in sliced(due, size=SLICE):
             self.look_at(upstream, second)
             for hears in self.of_each:
@@ -483,13 +494,6 @@ class Sampler:
         behind = [upstream for upstream in self.gate if self.track(upstream).second < self.seconds]
         async for upstream in sliced(behind, size=SLICE):
             self.look_at(upstream, self.seconds)
-
-    def _is_well(self, upstream: Upstream) -> bool:
-        """As far as can be seen without looking at its totals."""
-        track = self.tracks.get(upstream.name)
-        if track is None or track.failed[-1] or track.degraded[-1]:
-            return False
-        return upstream.breaker.at_rest and not upstream.bulkhead.waiting
 
 
 def look_of(upstream: Upstream, at: float, before: Look | None = None) -> Look:

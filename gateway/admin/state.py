@@ -12,12 +12,12 @@ as they are: whoever shows them escapes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import repeat
 from math import isfinite
 from time import time
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 from msgspec import Raw
@@ -50,12 +50,11 @@ WORDS = {"healthy": "up", "ramping": "up"}
 Document = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tuned:
+class Tuned(NamedTuple):
     """What is known of an upstream's policy beside its numbers: a tag of it, and the knobs that an operator moved."""
 
     etag: str = ""
-    drift: Mapping[str, tuple[object, object]] = field(default_factory=dict)
+    drift: Mapping[str, tuple[object, object]] = MappingProxyType({})
 
 
 UNTUNED = Tuned()
@@ -178,7 +177,7 @@ class State:
 
     def adds_up(self, upstream: Upstream) -> bool:
         """Promise 10, as of the last second."""
-        return not any(name == upstream.name for name, _ in self._amiss)
+        return not self._amiss or all(name != upstream.name for name, _ in self._amiss)
 
     def upstream(self, upstream: Upstream) -> Raw:
         """One upstream, as JSON: what was put down of it the last time, if nothing has moved."""
