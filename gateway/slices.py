@@ -1,8 +1,4 @@
-"""Many upstreams, a few in each turn of the loop: a call takes many turns, and would meet all of them otherwise.
-
-    async for upstream in sliced(gate, size=20):
-        look_at(upstream)
-"""
+"""Many upstreams, a few in each turn of the loop: a call takes many turns, and would meet all of them otherwise."""
 
 from __future__ import annotations
 

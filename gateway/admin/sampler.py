@@ -92,7 +92,7 @@ class Buckets(Struct, frozen=True, gc=False):
             return self
         if before is self or before.counts == self.counts:
             return NONE
-        counts = tuple(map(sub, self.counts, before._from(self.first, len(self.counts))))
+        counts = tuple(map(sub, self.counts, before.counts_from(self.first, len(self.counts))))
         return Buckets(self.first, counts, self.sum - before.sum, self.max)
 
     @classmethod
@@ -103,10 +103,10 @@ class Buckets(Struct, frozen=True, gc=False):
             return each[0] if each else NONE
         first = min([one.first for one in each])
         size = max([one.first + len(one.counts) for one in each]) - first
-        counts = tuple(map(sum, zip(*[one._from(first, size) for one in each], strict=True)))
+        counts = tuple(map(sum, zip(*[one.counts_from(first, size) for one in each], strict=True)))
         return cls(first, counts, sum([one.sum for one in each]), max([one.max for one in each]))
 
-    def _from(self, first: int, size: int) -> Sequence[int]:
+    def counts_from(self, first: int, size: int) -> Sequence[int]:
         """As many counts from an earlier place on."""
         before = self.first - first
         after = size - before - len(self.counts)
@@ -375,8 +375,8 @@ class Sampler:
     `each` hears of every second that was taken, when it was; `of_each` of every upstream whose totals were.
     `stride`: seconds from one look at the totals of an upstream that is well to the next; a part of them is looked at
     in each second. Who looks at them where it is more than one calls `catch_up` first. `wanted` are the names of those
-    that are looked at in the next second, whosever turn it is: something went wrong there, callers wait, or somebody has
-    one open.
+    that are looked at in the next second, whosever turn it is: something went wrong there, callers wait, or somebody
+    has one open.
     """
 
     NAME = "gateway: sampler"

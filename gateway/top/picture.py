@@ -132,8 +132,9 @@ def event_line(event: Document) -> Text:
 
 def one_upstream(upstream: Document, told: Document, *, width: int, height: int) -> Iterator[RenderableType]:
     """All there is to say of one of them."""
+    title = Text(printable(upstream["name"]), style="bold")
     if not detailed(upstream):
-        yield Panel("its details are under way", title=Text(printable(upstream["name"]), style="bold"), title_align="left")
+        yield Panel("its details are under way", title=title, title_align="left")
         return
     window, total, pool, circuit = upstream["window"], upstream["total"], upstream["pool"], upstream["circuit"]
     facts = Table(box=None, show_header=False, pad_edge=False)
@@ -157,7 +158,7 @@ def one_upstream(upstream: Document, told: Document, *, width: int, height: int)
     facts.add_row(
         "numbers", Text("● they add up") if upstream["adds_up"] else Text("✕ do not add up", style="bold red")
     )
-    yield Panel(facts, title=Text(printable(upstream["name"]), style="bold"), title_align="left")
+    yield Panel(facts, title=title, title_align="left")
     events = [event for event in told["events"] if event["upstream"] == upstream["name"]]
     room = max(0, height - ROOM_FOR_ONE)
     yield from (event_line(event) for event in reversed(events[-room:] if room else []))
