@@ -5,6 +5,10 @@ VENV ?= .venv
 ARGS ?=
 WORKERS ?= auto
 
+# A shell that says so has no bytecode kept: each worker, each phase and each process that a test starts would compile
+# all of it again, and that is a fifth of the time of `make test`.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install --constraint constraints.txt
 

@@ -28,7 +28,13 @@ def log_as_it_was() -> Iterator[None]:
         structlog.reset_defaults()
 
 
-@pytest_asyncio.fixture(autouse=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Every test that has a loop is watched; to make one for each that has none would take as long as these tests."""
+    if item.get_closest_marker("asyncio") is not None:
+        item.fixturenames.insert(0, "no_lost_errors")  # the last to be torn down
+
+
+@pytest_asyncio.fixture
 async def no_lost_errors() -> AsyncIterator[None]:
     """A task that fails with nobody looking, or is still running at the end, fails the test that made it."""
     loop = asyncio.get_running_loop()
