@@ -63,7 +63,7 @@ class Places:
         self.allowed: float = up.policy.bulkhead.limit
 
     def check(self) -> None:
-        pool = self.up.snapshot().bulkhead
+        pool = self.up.bulkhead.snapshot()
         self.allowed = max(pool.limit, min(self.allowed, pool.in_use))
         assert pool.in_use <= self.allowed, f"{pool.in_use} of {pool.limit} places in use"
         assert self.running <= pool.in_use, f"{self.running} run in {pool.in_use} places"
@@ -74,7 +74,7 @@ class Places:
             assert state.probes_left + state.window.calls <= state.window.size
 
     def resized(self) -> None:
-        pool = self.up.snapshot().bulkhead
+        pool = self.up.bulkhead.snapshot()
         self.allowed = max(pool.limit, pool.in_use)
 
 
