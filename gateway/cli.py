@@ -292,13 +292,19 @@ def run_one(service: str, port: int | None, **options: Any) -> None:
 def create(service: str, **options: Any) -> Any:
     """The application of one service."""
     from gateway import log
-    from gateway.demo import catalog, info, ratings, site
+    from gateway.demo import site
 
     log.configure(json=False)
     if service == "info":
+        from gateway.demo import info
+
         return info.create()
     if service == "ratings":
+        from gateway.demo import ratings
+
         return ratings.create()
+    from gateway.demo import catalog
+
     near = reached_at(options["host"])
     return catalog.create(
         ratings_url=options["ratings_url"] or site.url_of(near, options["ratings_port"]),

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,12 @@ def log_as_it_was() -> Iterator[None]:
     if (logger.handlers, logger.level, logger.propagate) != before:
         logger.handlers, logger.level, logger.propagate = before
         structlog.reset_defaults()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The few tests that run alone are found without an import of all the others."""
+    wanted = config.getoption("markexpr") == "alone" and collection_path.suffix == ".py"
+    return True if wanted and "mark.alone" not in collection_path.read_text() else None
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

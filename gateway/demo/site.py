@@ -1,4 +1,7 @@
-"""A service of the demo on its socket, from the ready line to the last connection."""
+"""A service of the demo on its socket, from the ready line to the last connection.
+
+What only starts services needs this too, and serves nothing: aiohttp is imported by who serves.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ from asyncio import Event
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EADDRINUSE
+from typing import TYPE_CHECKING
 
-from aiohttp import web
+if TYPE_CHECKING:
+    from aiohttp import web
 
 STDIN, STDOUT = 0, 1
 ENDING = (signal.SIGINT, signal.SIGTERM)
@@ -75,6 +80,8 @@ async def serve(
 
     The parent holds the other end of it, and closes it to end the service; when it is killed, the kernel does.
     """
+    from aiohttp import web
+
     stop, loop = Event(), asyncio.get_running_loop()
     # A client that leaves cancels its handler, and with it the calls made on its behalf.
     runner = web.AppRunner(app, handler_cancellation=handler_cancellation, access_log=None, shutdown_timeout=PATIENCE)

@@ -93,12 +93,12 @@ def running(
     """Run `gateway ...` until it says a line that begins so; at the latest, the test's end is its end.
 
     `group`: in a process group of its own, as a shell would. What it remembers is gone at the end, unless it is given
-    a file.
+    a file. It speaks no TLS, and does not read the machine's certificates first.
     """
     cache = TemporaryDirectory()
     process = subprocess.Popen(
         [*command, *arguments],
-        env={**os.environ, "XDG_CACHE_HOME": cache.name},
+        env={**os.environ, "XDG_CACHE_HOME": cache.name, "SSL_CERT_FILE": os.devnull},
         process_group=0 if group else None,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -12,6 +12,7 @@ from socket import create_server, socket
 import click
 import pytest
 from click.core import ParameterSource
+from click.testing import CliRunner
 
 from gateway import cli
 from gateway.demo.site import CannotListen
@@ -98,8 +99,13 @@ def test_the_demo_says_where_its_services_are_and_what_to_try() -> None:
 
 
 def test_faults_are_hinted_at_only_for_ratings_of_the_demo_itself() -> None:
-    with running("demo", *ANY_PORTS, "--ratings-url", "http://127.0.0.1:9") as demo:
-        assert not any("/fault/" in line for line in demo.said)
+    urls = {"catalog": ["http://127.0.0.1:1"], "ratings": ["http://127.0.0.1:9"]}
+
+    with create_server(("127.0.0.1", 0)) as admin:
+        ours, theirs = (cli.hints(urls, admin, ours=ours) for ours in (True, False))
+
+    assert "/fault/" in ours
+    assert "/fault/" not in theirs
 
 
 def test_where_the_token_lets_others_in_the_address_is_one_that_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,8 +220,16 @@ def test_a_host_that_is_not_ours_is_named(host: str, complaint: str) -> None:
     ],
 )
 def test_a_wrong_use_exits_with_2_and_says_why(arguments: tuple[str, ...]) -> None:
-    told = gateway(*arguments)
+    told = CliRunner().invoke(cli.main, arguments)
 
-    assert told.returncode == 2
+    assert told.exit_code == 2
+    assert "Error: " in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_a_wrong_use_of_the_program_itself_exits_with_2_too() -> None:
+    told = gateway("demo", "nonsense")
+
+    assert (told.returncode, told.stdout) == (2, "")
     assert "Error: " in told.stderr
     assert "Traceback" not in told.stderr

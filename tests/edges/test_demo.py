@@ -662,6 +662,7 @@ def test_the_catalog_asks_another_service_where_it_is_told_to() -> None:
             alone = demo.get("catalog", "/catalog/ada")
 
     assert set(demo.urls) == {"catalog", "info"}
+    assert not any("/fault/" in line for line in demo.said), "what others do with such a request nobody knows"
     assert ended == (0, "", "")
     assert live.source == "ratings=live, info=live"
     assert alone.source == "ratings=last_good, info=live"
@@ -691,17 +692,19 @@ def test_the_catalog_answers_after_a_restart_though_the_ratings_are_gone(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     file = tmp_path / "new" / "catalog.sqlite"
-    with running("demo", *ANY_PORTS, "--memory", str(file)) as demo:
-        live = demo.get("catalog", "/catalog/eve")
-        wait_for(lambda: number is signal.SIGTERM or entries_in(file) == 6)
-        os.kill(children_of(demo.process.pid)["catalog"], number)
-        demo.ended()
-
     (nobody,) = free_ports(1)
-    with running("demo", *ANY_PORTS, "--memory", str(file), "--ratings-url", f"http://127.0.0.1:{nobody}") as demo:
-        again = demo.get("catalog", "/catalog/eve?explain=1")
-        plain = demo.get("catalog", "/catalog/eve")
-        default = demo.get("catalog", "/catalog/mallory")
+    with running("demo", "info", "--port", "0", until="ready") as info:
+        catalog = ("--memory", str(file), "--info-url", info.urls[""])
+        with running("demo", *ANY_PORTS, *catalog) as demo:
+            live = demo.get("catalog", "/catalog/eve")
+            wait_for(lambda: number is signal.SIGTERM or entries_in(file) == 6)
+            os.kill(children_of(demo.process.pid)["catalog"], number)
+            demo.ended()
+        gone = ("--ratings-url", f"http://127.0.0.1:{nobody}")
+        with running("demo", "catalog", "--port", "0", *catalog, *gone, until="ready") as alone:
+            again = alone.get("", "/catalog/eve?explain=1")
+            plain = alone.get("", "/catalog/eve")
+            default = alone.get("", "/catalog/mallory")
 
     assert live.source == "ratings=live, info=live"
     assert again.source == "ratings=last_good, info=live"

@@ -467,14 +467,15 @@ def test_what_does_not_go_together_is_a_usage_error(arguments: list[str], compla
     assert complaint in " ".join(result.output.split())
 
 
-def pids_of_the_cast() -> Iterator[int]:
+def pids_of_the_cast(parent: int) -> Iterator[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             command = (entry / "cmdline").read_text()
         except OSError:
             continue
-        if "gateway.demo.cast" in command and lives(int(entry.name)):
-            yield int(entry.name)
+        pid = int(entry.name)
+        if "gateway.demo.cast" in command and lives(pid) and parent_of(pid) == parent:
+            yield pid
 
 
 @pytest.mark.alone
@@ -498,12 +499,10 @@ def test_a_short_scenario_for_real(tmp_path: Path) -> None:
     assert not any("status" in line or "not a page" in line for line in verdict), verdict
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_can_be_ended_early_and_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
-    before = set(pids_of_the_cast())
     with running("demo", "--scenario", "--unprotected", "--svg", f"{tmp_path / 'x.svg'}", until="       0 ") as one:
-        started = set(pids_of_the_cast()) - before
+        started = set(pids_of_the_cast(one.process.pid))
         code, said, complaints = one.end(number)
 
     assert len(started) >= 4
@@ -514,11 +513,9 @@ def test_it_can_be_ended_early_and_leaves_nothing_behind(tmp_path: Path, number:
     assert not (tmp_path / "x.svg").exists()
 
 
-@pytest.mark.alone
 def test_a_service_that_ends_by_itself_ends_the_scenario(tmp_path: Path) -> None:
-    before = set(pids_of_the_cast())
     with running("demo", "--scenario", "--svg", f"{tmp_path / 'x.svg'}", until="       0 ") as one:
-        started = {role_of(pid): pid for pid in set(pids_of_the_cast()) - before if parent_of(pid) == one.process.pid}
+        started = {role_of(pid): pid for pid in pids_of_the_cast(one.process.pid)}
         subprocess.run(["kill", "-KILL", str(started["load"])], check=True)
         code, _, complaints = one.ended()
 

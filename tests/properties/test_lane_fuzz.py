@@ -25,7 +25,7 @@ from gateway.lane import Lane
 from gateway.testing import VirtualTimeLoop, assert_nothing_left
 from tests.support import ONE_TRY, Boom, ended
 
-SEEDS = 1_500
+SEEDS = 500
 CALLERS = 6
 CIRCUIT = CircuitBreaker(BreakerPolicy())
 
