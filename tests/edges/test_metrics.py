@@ -268,7 +268,9 @@ async def test_a_registry_of_your_own_and_slices_give_the_same() -> None:
 async def test_what_is_written_scrape_by_scrape_is_what_prometheus_client_writes(accept: str) -> None:
     async with in_trouble() as gate:
         metrics = Exposition(gate, lag=lambda: 0.25)
-        odd = gate.upstream('a"b\\c\nd <script> \u00e9\u2028')
+        odd = gate.upstream(
+            'a"b\\c\nd <script> \u00e9\u2028', policy=Policy(timeout=TimeoutPolicy(call=4.0, attempt=3.5))
+        )
 
         @odd.operation(idempotent=True, name='x y"\n', fresh_for=60.0)
         async def stars(takes: float) -> float:
