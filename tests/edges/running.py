@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
@@ -163,6 +163,16 @@ def free_ports(number: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
+
+
+def free_ports_in_a_row(number: int) -> int:
+    """The first of so many ports, one after the other, that nobody has at this moment."""
+    while True:
+        (first,) = free_ports(1)
+        with ExitStack() as held, suppress(OSError, OverflowError):
+            for port in range(first, first + number):
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
 
 
 def listens(port: int) -> bool:

@@ -20,7 +20,7 @@ from gateway.demo.catalog import Catalog
 from gateway.demo.processes import SIGNAL_FOR
 from gateway.testing import assert_nothing_left
 from tests.edges.browser import Browser
-from tests.edges.running import ANY_PORTS, Running, ask, free_ports, lives, running
+from tests.edges.running import ANY_PORTS, Running, ask, free_ports_in_a_row, lives, running
 from tests.edges.serving import served
 
 THREE = (*ANY_PORTS, "--instances", "3")
@@ -133,8 +133,14 @@ async def test_a_fault_is_for_all_instances_that_are_there() -> None:
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[Running]:
-    with running("demo", *THREE) as one:
+def first() -> int:
+    """The port of the first of three."""
+    return free_ports_in_a_row(3)
+
+
+@pytest.fixture(scope="module")
+def demo(first: int) -> Iterator[Running]:
+    with running("demo", *THREE, "--ratings-port", str(first)) as one:
         yield one
 
 
@@ -223,12 +229,10 @@ def test_all_of_them_end_with_the_demo_also_one_that_was_started_again() -> None
     assert not any(lives(pid) for pid in pids)
 
 
-def test_their_ports_begin_with_that_of_the_first() -> None:
-    (first,) = free_ports(1)
-    with running("demo", *ANY_PORTS[:4], "--ratings-port", str(first), "--instances", "2") as demo:
-        ports = [int(url.rpartition(":")[2]) for url in instances_of(demo)]
+def test_their_ports_begin_with_that_of_the_first(demo: Running, first: int) -> None:
+    ports = [int(url.rpartition(":")[2]) for url in instances_of(demo)]
 
-    assert ports == [first, first + 1]
+    assert ports == [first, first + 1, first + 2]
 
 
 # -- what a person sees

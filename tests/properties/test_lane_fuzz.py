@@ -25,7 +25,8 @@ from gateway.lane import Lane
 from gateway.testing import VirtualTimeLoop, assert_nothing_left
 from tests.support import ONE_TRY, Boom, ended
 
-SEEDS = 500
+SEEDS = (*range(500), 1238, 1377, 1471)
+"""The last three: of 1,500 the only ones, beside 31, that see a lane whose timer is not set anew."""
 CALLERS = 6
 CIRCUIT = CircuitBreaker(BreakerPolicy())
 
@@ -263,7 +264,7 @@ def test_limits_end_calls_as_asyncio_timeout_does(kind: str) -> None:
     ours = KINDS[kind]
     theirs = ByAsyncio if type(ours()) is ByLane else ByAsyncioAndInheriting
 
-    differing = [seed for seed in range(SEEDS) if on_a_loop_of_its_own(seed, ours()) != reference(theirs, seed)]
+    differing = [seed for seed in SEEDS if on_a_loop_of_its_own(seed, ours()) != reference(theirs, seed)]
 
     for seed in differing[:1]:  # shows the first in full
         assert on_a_loop_of_its_own(seed, ours()) == reference(theirs, seed), f"seed {seed}"
