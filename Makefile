@@ -3,7 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-WORKERS ?= auto
+# One more than there are cores: tests of the edges wait for processes and for real time.
+WORKERS ?= $(shell $(BIN)/python -c "import os; print((os.cpu_count() or 1) + 1)")
 
 # A shell that says so has no bytecode kept: each worker, each phase and each process that a test starts would compile
 # all of it again, and that is a fifth of the time of `make test`.
