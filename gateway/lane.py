@@ -13,6 +13,7 @@ holds us to them.
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop, CancelledError, Task, TimerHandle
+from contextvars import Context
 from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Any, Protocol
@@ -150,7 +151,7 @@ class Lane:
 
     def _set_alarm(self, instant: float, at: float) -> None:
         self._alarm_at = instant
-        self._alarm = self._loop.call_at(at, self._come)
+        self._alarm = self._loop.call_at(at, self._come, context=Context())  # as in `_arm`
 
     def _come(self) -> None:
         now, moments, instants = self.clock(), self._moments, self._instants
@@ -170,7 +171,8 @@ class Lane:
     def _arm(self, at: float) -> None:
         if at != inf:
             self._armed = True
-            self._loop.call_at(at, self._tick)
+            # In no caller's context: it is set anew from there, and would keep what that holds as long as calls come.
+            self._loop.call_at(at, self._tick, context=Context())
 
     def _tick(self) -> None:
         self._armed = False

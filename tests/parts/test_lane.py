@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from asyncio import AbstractEventLoop, CancelledError, Task, create_task, current_task, get_running_loop, sleep
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from math import inf
 from time import monotonic, process_time
 from typing import Any, cast
@@ -446,6 +449,29 @@ async def test_instants_that_nobody_waits_for_any_more_are_forgotten_in_time() -
     assert set(lane._moments) == {limit.at for limit in stays}
     assert set(lane._moments) <= set(lane._instants)
     assert len(timers()) == 1
+
+
+@pytest.mark.parametrize("nearer", [False, True])
+@pytest.mark.virtual_time
+async def test_a_timer_that_is_set_keeps_nothing_of_the_caller_whose_call_set_it(nearer: bool) -> None:
+    """It is set anew in its own context: what that holds would be kept for as long as calls come."""
+    lane = a_lane(1.0)
+
+    class Page:
+        """What a service keeps in a context variable."""
+
+    async def call() -> weakref.ref[Page]:
+        page = Page()
+        ContextVar[Page]("page").set(page)
+        await limited(lane, sleep(0), now() + 0.5 if nearer else inf)
+        return weakref.ref(page)
+
+    page = await create_task(call())
+    await create_task(sleep(0))  # what woke this one has still the context it was woken in
+    gc.collect()
+
+    assert len(timers()) == 1
+    assert page() is None
 
 
 @pytest.mark.parametrize("nearer", [False, True])
