@@ -7,7 +7,7 @@ ARGS ?=
 WORKERS ?= $(shell $(BIN)/python -c "import os; print((os.cpu_count() or 1) + 1)")
 
 # A shell that says so has no bytecode kept: each worker, each phase and each process that a test starts would compile
-# all of it again, and that is a fifth of the time of `make test`.
+# all of it again; to collect the tests took 12 s each time, and takes 5.
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := $(VENV)/bin
