@@ -46,11 +46,21 @@ class Handler:
         self.after_unknown = after_unknown
 
     def answer(self, question: Question, /) -> Answer[Any] | Awaitable[Answer[Any]]:
-        """What the function makes of it, at once or in a while."""
-        value = self._function(question.error, *question.args, **question.kwargs)
+        """What the function makes of it, at once or in a while.
+
+        It is called in the handling of the error: `log.exception("...")` tells of it, `raise` hands on.
+        """
+        error = question.error
+        shown = error.__traceback__
+        try:
+            raise error  # noqa: TRY301
+        except Exception:  # noqa: BLE001 - an error that a tier may answer was not raised yet
+            value = self._function(error, *question.args, **question.kwargs)
+        finally:
+            error.__traceback__ = shown  # without this frame, which leads to the error
         if isawaitable(value):
             return Later(value, question)
-        return Answer(value, Source.HANDLER, 0.0, question.error)
+        return Answer(value, Source.HANDLER, 0.0, error)
 
 
 class Later:
@@ -63,8 +73,15 @@ class Later:
         self._question = question
 
     def __await__(self) -> Generator[Any, None, Answer[Any]]:
-        value = yield from self._value.__await__()
-        return Answer(value, Source.HANDLER, 0.0, self._question.error)
+        error = self._question.error
+        shown = error.__traceback__
+        try:
+            raise error  # noqa: TRY301 - as in `Handler.answer`
+        except Exception:  # noqa: BLE001
+            value = yield from self._value.__await__()
+        finally:
+            error.__traceback__ = shown
+        return Answer(value, Source.HANDLER, 0.0, error)
 
     def close(self) -> None:
         """Nobody will await it."""
@@ -74,7 +91,8 @@ class Later:
 def handler(function: Callable[..., Any], *, timeout: float | None = None, after_unknown: bool = False) -> Handler:
     """A function as a tier: `handler(fn)` answers with `fn(error, *args, **kwargs)`, sync or async.
 
-    Its None is an answer; to hand on to the next tier it raises. `timeout` is in seconds, by default the policy's
+    It runs in the handling of the error: `log.exception("...")` tells of that, a bare `raise` hands on. Its None is an
+    answer; to hand on to the next tier it raises. `timeout` is in seconds, by default the policy's
     `fallback_timeout`. A sync function runs on the event loop, so it must be quick.
     """
     return Handler(function, timeout=timeout, after_unknown=after_unknown)

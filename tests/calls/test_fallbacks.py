@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import logging
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -937,6 +939,59 @@ async def test_an_error_that_is_answered_by_a_tier_was_never_raised(gate: Gatewa
     assert type(answer.error) is (CircuitOpen if isolated else Failed)
     assert answer.error.__traceback__ is None
     assert isolated or answer.error.__cause__.__traceback__ is not None
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("isolated", [True, False])
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_handler_is_called_in_the_handling_of_the_error(
+    gate: Gateway, caplog: pytest.LogCaptureFixture, isolated: bool, waits: bool
+) -> None:
+    """So that it may log it, or raise it again, as Python does in any `except`."""
+    up = gate.upstream("world", policy=QUIET)
+    handled: list[BaseException | None] = []
+
+    @up.operation(idempotent=True)
+    async def ask() -> None:
+        raise Boom
+
+    def heard(error: Exception) -> str:
+        handled.append(sys.exc_info()[1])
+        logging.getLogger("plan b").exception("no live answer")  # noqa: LOG004 - it is called in the handling of one
+        return "b"
+
+    async def heard_later(error: Exception) -> str:
+        await asyncio.sleep(0.01)
+        return heard(error)
+
+    ask.fallback(heard_later if waits else heard)
+    if isolated:
+        up.isolate()
+    answer = await ask.ask()
+
+    assert handled == [answer.error]
+    assert type(answer.error).__name__ in caplog.text
+    assert answer.error.__traceback__ is None
+    assert sys.exc_info()[1] is None
+
+
+@pytest.mark.virtual_time
+async def test_a_handler_hands_on_with_a_bare_raise(gate: Gateway) -> None:
+    up = gate.upstream("world", policy=QUIET)
+
+    @up.operation(idempotent=True)
+    async def ask() -> None:
+        raise Boom
+
+    @ask.fallback
+    def hands_on(error: Exception) -> None:
+        raise  # noqa: PLE0704
+
+    ask.fallback(Static("s"))
+    answer = await ask.ask()
+
+    assert answer.value == "s"
+    assert answer.error.__notes__ == [f"handler hands_on failed: {answer.error!r}"]
 
 
 # -- time that passes while nothing awaits
