@@ -119,7 +119,10 @@ class Bulkhead:
             if timer is not None:
                 timer.cancel()
         if rejection is not None:
-            raise rejection
+            try:
+                raise rejection
+            finally:
+                del rejection, waiter  # no circles: its traceback leads to this frame
 
     def release(self) -> None:
         """Give a place back; it goes to the first who still waits."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from asyncio import CancelledError, Task, create_task, get_running_loop, sleep
 from collections.abc import Callable, Coroutine
 from dataclasses import FrozenInstanceError
@@ -1170,3 +1172,20 @@ def test_waiters_whose_loop_was_closed_under_them_can_be_sent_away_without_a_wor
     left_behind.close()
 
     assert (bulkhead.in_use, bulkhead.waiting) == (1, 0)
+
+
+@pytest.mark.parametrize("deadline", [0.2, inf])
+async def test_who_waited_in_vain_leaves_no_circle(deadline: float) -> None:
+    bulkhead = full_pool(max_wait=0.3)
+    gc.collect()
+    gc.disable()
+    try:
+        try:
+            await bulkhead.acquire(get_running_loop().time() + deadline)
+        except (BulkheadFull, DeadlineExceeded) as error:
+            seen = weakref.ref(error)
+        await create_task(sleep(0))
+
+        assert seen() is None
+    finally:
+        gc.enable()
