@@ -150,8 +150,8 @@ class Lane:
         return moment
 
     def _set_alarm(self, instant: float, at: float) -> None:
-        self._alarm_at = instant
         self._alarm = self._loop.call_at(at, self._come, context=Context())  # as in `_arm`
+        self._alarm_at = instant
 
     def _come(self) -> None:
         now, moments, instants = self.clock(), self._moments, self._instants
@@ -212,6 +212,14 @@ def fire(timer: Timer, now: float) -> None:
     timer.first = timer.task.cancelling() <= timer.cancelling
     try:
         timer.task.cancel()
-    except Exception as error:  # noqa: BLE001 - of what the task waits for; the others are to end all the same
-        context = {"message": "a call could not be ended in time", "exception": error}
-        timer.task.get_loop().call_exception_handler(context)
+    except BaseException as error:  # noqa: BLE001 - of what the task waits for; the others are to end all the same
+        loop = timer.task.get_loop()
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            loop.call_soon(throw, error)
+        else:
+            loop.call_exception_handler({"message": "a call could not be ended in time", "exception": error})
+
+
+def throw(error: BaseException) -> None:
+    """Raise what ends the program, when all that was due has been done."""
+    raise error

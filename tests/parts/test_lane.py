@@ -474,9 +474,10 @@ async def test_a_timer_that_is_set_keeps_nothing_of_the_caller_whose_call_set_it
     assert page() is None
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError, CancelledError, GeneratorExit])
 @pytest.mark.parametrize("nearer", [False, True])
 @pytest.mark.virtual_time
-async def test_one_that_cannot_be_ended_keeps_no_other_from_its_end(nearer: bool) -> None:
+async def test_one_that_cannot_be_ended_keeps_no_other_from_its_end(nearer: bool, error: type[BaseException]) -> None:
     """A future of somebody's own kind may raise when the task that waits for it is cancelled."""
     lane = a_lane(0.5)
     cutoff = now() + 0.4 if nearer else inf
@@ -486,7 +487,7 @@ async def test_one_that_cannot_be_ended_keeps_no_other_from_its_end(nearer: bool
 
     class Raising(Worker):
         def cancel(self) -> None:
-            raise ZeroDivisionError
+            raise error
 
         def get_loop(self) -> asyncio.AbstractEventLoop:
             return loop
@@ -496,8 +497,32 @@ async def test_one_that_cannot_be_ended_keeps_no_other_from_its_end(nearer: bool
     await sleep(0.6)
 
     assert other.cancels == 1
-    assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
+    assert [type(context["exception"]) for context in told] == [error]
     assert [limit.fired_at is not None for limit in limits] == [True, True]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_program_ends_it_when_all_that_was_due_has_been_done(error: type[BaseException]) -> None:
+    other = Worker()
+
+    async def main() -> None:
+        loop, lane = get_running_loop(), a_lane(0.5)
+
+        class Raising(Worker):
+            def cancel(self) -> None:
+                raise error
+
+            def get_loop(self) -> asyncio.AbstractEventLoop:
+                return loop
+
+        for worker in (Raising(), other):
+            lane.start(a_call(lane, now() + 0.4, task=worker))
+        await sleep(0.6)
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner, pytest.raises(error):
+        runner.run(main())
+
+    assert other.cancels == 1
 
 
 @pytest.mark.virtual_time
