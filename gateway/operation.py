@@ -188,7 +188,7 @@ class Operation(Generic[P, T]):
                 return as_asked(answer, whole)
             if self._flights is not None and (answer := await self._from_flight(call, self._flights)) is not None:
                 return as_asked(answer, whole)
-            while call.breaker.unguarded is not None or not call.breaker.refuses(call.at):
+            while call.breaker.unguarded is not None or call.at >= call.cutoff or not call.breaker.refuses(call.at):
                 try:
                     value = await self._attempt(call)
                 except Exception as error:  # noqa: BLE001 - it was rejected or refused: no next try

@@ -17,6 +17,8 @@ from gateway import (
     BulkheadPolicy,
     CallFinished,
     CircuitOpen,
+    Deadline,
+    DeadlineExceeded,
     Gateway,
     Policy,
     Refused,
@@ -295,6 +297,20 @@ async def test_an_open_circuit_rejects_before_anyone_queues(world: World) -> Non
 
     assert type(late.result()) is CircuitOpen
     assert world.up.snapshot().waits.count == 0
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("full", [False, True])
+async def test_who_comes_too_late_is_told_so_though_the_circuit_is_open(world: World, full: bool) -> None:
+    world.up.policy = pool(1, 10)
+    await world.callers(*("a",) * full)
+    world.up.isolate()
+
+    with Deadline.after(-1.0):
+        (late,) = await world.callers("b")
+
+    assert type(late.result()) is DeadlineExceeded
+    assert world.up.snapshot().breaker.rejected == 0
 
 
 @pytest.mark.virtual_time
