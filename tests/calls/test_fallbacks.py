@@ -924,17 +924,15 @@ async def test_tiers_answer_while_the_circuit_is_open_without_asking_the_upstrea
 
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("isolated", [True, False])
-async def test_an_error_that_is_answered_by_a_tier_was_never_raised(gate: Gateway, isolated: bool) -> None:
+async def test_an_error_that_is_answered_by_a_tier_was_never_raised(
+    gate: Gateway, failing: Operation[..., Any], isolated: bool
+) -> None:
     """To raise it and catch it again was the dearest part of a plan B."""
-    up = gate.upstream("world", policy=QUIET)
-
-    @up.operation(idempotent=True, fallback=[Static("s")])
-    async def ask() -> None:
-        raise Boom
-
+    failing.fallback(Static("s"))
     if isolated:
-        up.isolate()
-    answer = await ask.ask()
+        gate["world"].isolate()
+
+    answer = await failing.ask()
 
     assert type(answer.error) is (CircuitOpen if isolated else Failed)
     assert answer.error.__traceback__ is None
@@ -945,15 +943,10 @@ async def test_an_error_that_is_answered_by_a_tier_was_never_raised(gate: Gatewa
 @pytest.mark.parametrize("isolated", [True, False])
 @pytest.mark.parametrize("waits", [True, False])
 async def test_a_handler_is_called_in_the_handling_of_the_error(
-    gate: Gateway, caplog: pytest.LogCaptureFixture, isolated: bool, waits: bool
+    gate: Gateway, failing: Operation[..., Any], caplog: pytest.LogCaptureFixture, isolated: bool, waits: bool
 ) -> None:
     """So that it may log it, or raise it again, as Python does in any `except`."""
-    up = gate.upstream("world", policy=QUIET)
     handled: list[BaseException | None] = []
-
-    @up.operation(idempotent=True)
-    async def ask() -> None:
-        raise Boom
 
     def heard(error: Exception) -> str:
         handled.append(sys.exc_info()[1])
@@ -964,10 +957,10 @@ async def test_a_handler_is_called_in_the_handling_of_the_error(
         await asyncio.sleep(0.01)
         return heard(error)
 
-    ask.fallback(heard_later if waits else heard)
+    failing.fallback(heard_later if waits else heard)
     if isolated:
-        up.isolate()
-    answer = await ask.ask()
+        gate["world"].isolate()
+    answer = await failing.ask()
 
     assert handled == [answer.error]
     assert type(answer.error).__name__ in caplog.text
@@ -976,19 +969,13 @@ async def test_a_handler_is_called_in_the_handling_of_the_error(
 
 
 @pytest.mark.virtual_time
-async def test_a_handler_hands_on_with_a_bare_raise(gate: Gateway) -> None:
-    up = gate.upstream("world", policy=QUIET)
-
-    @up.operation(idempotent=True)
-    async def ask() -> None:
-        raise Boom
-
-    @ask.fallback
+async def test_a_handler_hands_on_with_a_bare_raise(failing: Operation[..., Any]) -> None:
+    @failing.fallback
     def hands_on(error: Exception) -> None:
         raise  # noqa: PLE0704
 
-    ask.fallback(Static("s"))
-    answer = await ask.ask()
+    failing.fallback(Static("s"))
+    answer = await failing.ask()
 
     assert answer.value == "s"
     assert answer.error.__notes__ == [f"handler hands_on failed: {answer.error!r}"]
