@@ -146,12 +146,12 @@ class Lane:
         if at < self._alarm_at:
             if self._alarm is not None:
                 self._alarm.cancel()
-            self._set_alarm(at, at)
+            self._set_alarm(at)
         return moment
 
-    def _set_alarm(self, instant: float, at: float) -> None:
-        self._alarm = self._loop.call_at(at, self._come, context=Context())  # as in `_arm`
-        self._alarm_at = instant
+    def _set_alarm(self, at: float, late: float = 0.0) -> None:
+        self._alarm = self._loop.call_at(at + late, self._come, context=Context())  # as in `_arm`
+        self._alarm_at = at
 
     def _come(self) -> None:
         now, moments, instants = self.clock(), self._moments, self._instants
@@ -163,7 +163,7 @@ class Lane:
             if moment is not None:
                 due.append(moment)
         if instants:
-            self._set_alarm(instants[0], instants[0] + (MILLISECOND if early else 0.0))
+            self._set_alarm(instants[0], MILLISECOND if early else 0.0)
         for moment in due:
             for timer in tuple(moment.timers):
                 fire(timer, now)
