@@ -185,19 +185,20 @@ class Behind:
         while len(pending) > PENDING_WRITES or (self._bytes > self._max_bytes and len(pending) > 1):
             key, write = pending.popitem(last=False)
             self._bytes -= write[3]
-            if write[4] and spared <= PENDING_WRITES:
-                spared += 1
-                self._forget_last(key, write)
-            else:
+            if write[4] and spared > PENDING_WRITES:
                 self.dropped_writes += 1
+            else:
+                spared += write[4]
+                self._let_go(key, write)
 
-    def _forget_last(self, key: Hashable, write: Write) -> None:
-        """What was to take the place of something forgotten is given up, and that is still to go: after the others."""
-        value, at, _, _, _ = write
+    def _let_go(self, key: Hashable, write: Write) -> None:
+        """An answer is given up; what was forgotten is still to go, after the others."""
+        value, at, _, _, goes = write
         if value is not FORGOTTEN and value is not TOMBSTONE:
             self.dropped_writes += 1
             value = FORGOTTEN
-        self._pending.setdefault(key, (value, at, Any, 0, True))
+        if goes:
+            self._pending.setdefault(key, (value, at, Any, 0, True))
 
     def _start_in(self, seconds: float) -> None:
         """Start a writer in a while."""
@@ -320,10 +321,7 @@ class Behind:
     def _give_up(self, batch: dict[Hashable, Write]) -> None:
         """What the store does not take even alone stands in the way of the others. To forget is tried again, last."""
         for key, write in batch.items():
-            if write[4]:
-                self._forget_last(key, write)
-            else:
-                self.dropped_writes += 1
+            self._let_go(key, write)
         batch.clear()
 
     async def flush(self) -> None:
