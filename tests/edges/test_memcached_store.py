@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -55,9 +56,15 @@ class Server:
             time.sleep(0.01)
         raise AssertionError("memcached does not start")
 
-    def send(self, number: int) -> None:
+    def freeze(self) -> None:
+        """Stops it, and waits until it stands: until then it may answer what comes after the signal."""
         assert self.process is not None
-        self.process.send_signal(number)
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -295,11 +302,11 @@ async def test_of_one_key_in_a_batch_the_last_value_stays(store: MemcachedStore)
 
 async def test_of_a_batch_whose_caller_left_no_more_is_begun(store: MemcachedStore, server: Server) -> None:
     await store.set("first", b"v")
-    server.send(signal.SIGSTOP)
+    server.freeze()
     writing = asyncio.create_task(store.multi_set([(str(number), b"v") for number in range(50)]))
     await asyncio.sleep(0.03)
     await gone(writing)
-    server.send(signal.SIGCONT)
+    server.thaw()
     await store.set("last", b"v")
 
     held = await store.multi_get([str(number) for number in range(50)])
@@ -343,9 +350,9 @@ async def test_a_frozen_server_costs_the_op_timeout_and_thaws(make: Make, server
     store = make()
     await store.set("k", b"v")
 
-    server.send(signal.SIGSTOP)
+    server.freeze()
     frozen = [await took(store.get("k")), await took(store.multi_set([(str(n), b"v") for n in range(10)]))]
-    server.send(signal.SIGCONT)
+    server.thaw()
     thawed = await store.get("k")
 
     assert [type(error) for error, _ in frozen] == [TimeoutError, TimeoutError]

@@ -57,27 +57,31 @@ async def nginx(program: Callable[[str], str], folder: Path, *, backend: int = 9
         process.wait()
 
 
-@pytest.mark.parametrize("keepalive", ["1s 1s", "1s"])
+# Who does not say when it closes may do so while a request is on its way, which is then lost: not at that moment.
+@pytest.mark.parametrize(
+    ("keepalive", "pauses"),
+    [("1s 1s", [0.9 + n / 50 for n in range(10)]), ("1s", [0.7, 0.8, 1.2, 1.3])],
+    ids=["said", "not said"],
+)
 async def test_posts_in_real_time_around_the_end_of_keep_alive_all_succeed(
-    gate: Gateway, program: Callable[[str], str], tmp_path: Path, keepalive: str
+    gate: Gateway, program: Callable[[str], str], tmp_path: Path, keepalive: str, pauses: list[float]
 ) -> None:
     async def backend(visit: Visit) -> None:
         await visit.request()
         await visit.say(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
     async with serving(backend) as server, nginx(program, tmp_path, backend=server.port, keepalive=keepalive) as url:
-        up = gate.http("up", url, policy=QUIET)
 
         async def posts(pause: float) -> list[object]:
-            results = []
+            up, results = gate.http(f"up{pause}", url, policy=QUIET), []
             for _ in range(3):
                 results.append(getattr(await ended(up.post("/", data=b"x")), "status", "lost"))
                 await asyncio.sleep(pause)
             return results
 
-        results = await asyncio.gather(*(posts(0.9 + n / 50) for n in range(10)))
+        results = await asyncio.gather(*(posts(pause) for pause in pauses))
 
-        assert results == [[200] * 3] * 10
+        assert results == [[200] * 3] * len(pauses)
 
 
 async def test_what_nginx_zips_is_unpacked(gate: Gateway, program: Callable[[str], str], tmp_path: Path) -> None:
