@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from time import monotonic, sleep
 from typing import Any
 
 from gateway import BreakerPolicy, Counts, Gateway, Policy, RetryPolicy, Upstream
@@ -42,6 +43,22 @@ async def steps(number: int) -> None:
     """Let the loop turn this many times."""
     for _ in range(number):
         await asyncio.sleep(0)
+
+
+async def until(holds: Callable[[], object], *, within: float = 10.0) -> None:
+    """Wait, in real time, until something holds that a thread, a socket or a process brings about."""
+    given_up_at = monotonic() + within
+    while not holds():
+        assert monotonic() < given_up_at, "it did not come to pass"
+        await asyncio.sleep(0.001)
+
+
+def wait_until(holds: Callable[[], object], *, within: float = 10.0) -> None:
+    """As `until`, and the thread does nothing meanwhile."""
+    given_up_at = monotonic() + within
+    while not holds():
+        assert monotonic() < given_up_at, "it did not come to pass"
+        sleep(0.001)
 
 
 async def gone(*tasks: asyncio.Task[Any]) -> None:

@@ -45,7 +45,7 @@ from gateway import (
 )
 from gateway.background import Background
 from gateway.testing import assert_nothing_left
-from tests.support import QUIET, Boom, assert_all_gone, counted, ended, gone
+from tests.support import QUIET, Boom, assert_all_gone, counted, ended, gone, until, wait_until
 
 ROOT = Path(__file__).parents[2]
 USER: ContextVar[str] = ContextVar("user", default="nobody")
@@ -84,21 +84,6 @@ def in_thread(function: Callable[..., Any], *args: Any) -> Future[Any]:
 
 class Left(Exception):
     """A CancelledError, where a future of a thread cannot carry one."""
-
-
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """Real time, for what threads do."""
-    given_up_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < given_up_at, "it did not come to pass"
-        await asyncio.sleep(0.001)
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    given_up_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < given_up_at, "it did not come to pass"
-        time.sleep(0.001)
 
 
 def pool(limit: int, *, attempt: float = 5.0, queue: int = 0, max_wait: float = 5.0) -> Policy:

@@ -30,7 +30,7 @@ from gateway import (
     Upstream,
     WrongLoop,
 )
-from tests.support import QUIET, Boom, assert_all_gone, counted, ended, gone
+from tests.support import QUIET, Boom, assert_all_gone, counted, ended, gone, until, wait_until
 
 
 def threads_of(up: Upstream) -> list[threading.Thread]:
@@ -39,14 +39,6 @@ def threads_of(up: Upstream) -> list[threading.Thread]:
 
 def ident() -> int:
     return threading.get_ident()
-
-
-async def until(condition, seconds: float = 5.0) -> None:
-    """Real time, for what threads do."""
-    given_up_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < given_up_at, "it did not come to pass"
-        await asyncio.sleep(0.001)
 
 
 class Work:
@@ -327,11 +319,11 @@ async def test_who_leaves_while_threads_are_joined_leaves_nothing(work: Work) ->
     up = gate.upstream("world", policy=pool(2, attempt=0.02))
     await ended(up.operation(name="ask", idempotent=True)(work)())
 
-    closing = asyncio.ensure_future(gate.close(join_for=0.03))
-    await asyncio.sleep(0.02)
+    closing = asyncio.ensure_future(gate.close(join_for=0.045))
+    await asyncio.sleep(0.005)
     closing.cancel()
     await asyncio.wait({closing})
-    await asyncio.sleep(0.03)  # the join ends, and finds nobody
+    await asyncio.sleep(0.05)  # the join ends, and finds nobody
 
     assert closing.cancelled()
     with pytest.raises(GatewayClosed):
@@ -362,16 +354,10 @@ def test_loops_that_are_closed_without_close_leave_no_threads() -> None:
 
     for _ in range(5):
         asyncio.run(operation())
-    given_up_at = time.monotonic() + 5.0
-    while len(threads_of(up)) > 1 and time.monotonic() < given_up_at:
-        time.sleep(0.001)
-    left = len(threads_of(up))
-    asyncio.run(opened_and_closed(gate))
-    while threads_of(up) and time.monotonic() < given_up_at:
-        time.sleep(0.001)
 
-    assert left == 1
-    assert not threads_of(up)
+    wait_until(lambda: len(threads_of(up)) == 1)
+    asyncio.run(opened_and_closed(gate))
+    wait_until(lambda: not threads_of(up))
 
 
 async def opened_and_closed(gate: Gateway) -> None:

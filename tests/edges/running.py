@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -131,11 +130,8 @@ def running(
 def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
     """The lines it says, as they come; an AssertionError if there is none for long."""
     assert process.stdout is not None
-    given_up_at = time.monotonic() + PATIENCE
     pending = b""
-    while time.monotonic() < given_up_at:
-        if not select.select([process.stdout], [], [], 0.1)[0]:
-            continue
+    while select.select([process.stdout], [], [], PATIENCE)[0]:
         part = os.read(process.stdout.fileno(), 4096)
         if not part:
             return

@@ -35,7 +35,7 @@ from gateway.config import hangup
 from gateway.config.reloading import Reloading
 from gateway.testing import VirtualTimeLoop
 from tests.edges.running import GATEWAY, PATIENCE
-from tests.support import assert_all_gone, steps
+from tests.support import assert_all_gone, steps, until, wait_until
 
 ROOT = Path(__file__).parents[2]
 LOOK = 0.01
@@ -73,13 +73,6 @@ def error_of(act: Callable[[], object]) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
         act()
     return caught.value
-
-
-async def until(holds: Callable[[], object]) -> None:
-    """Wait in real time, in short looks."""
-    async with asyncio.timeout(PATIENCE):
-        while not holds():
-            await asyncio.sleep(LOOK)
 
 
 def handles_hangup() -> bool:
@@ -602,10 +595,7 @@ def test_a_program_without_a_loop_hears_hangups_until_it_is_closed_and_when_it_i
         with gate:
             file.write_text(limit_of(limit))
             hang_up()
-            given_up_at = time.monotonic() + PATIENCE
-            while gate["ratings"].policy.bulkhead.limit != limit:
-                assert time.monotonic() < given_up_at
-                time.sleep(0.001)
+            wait_until(lambda: gate["ratings"].policy.bulkhead.limit == limit)  # noqa: B023 - it is called here
         assert not handles_hangup()
 
 

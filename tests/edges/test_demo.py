@@ -30,6 +30,7 @@ from gateway.demo.memory import store_in
 from gateway.testing import assert_nothing_left
 from tests.edges.running import ANY_PORTS, Running, ask, children_of, free_ports, listens, lives, running
 from tests.edges.serving import connected
+from tests.support import until, wait_until
 
 virtual = pytest.mark.virtual_time
 WELL = {"ratings": ratings.create, "info": info.create}
@@ -476,12 +477,6 @@ async def test_a_client_that_leaves_cancels_its_calls() -> None:
     assert left.breaker.failures == 0
 
 
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(0.3):
-        while not true():
-            await asyncio.sleep(0.001)
-
-
 # -- the services
 
 
@@ -680,13 +675,6 @@ def entries_in(file: Path) -> int:
         return 0
 
 
-def wait_for(true: Callable[[], bool]) -> None:
-    given_up_at = time.monotonic() + 5.0
-    while not true():
-        assert time.monotonic() < given_up_at
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_catalog_answers_after_a_restart_though_the_ratings_are_gone(
     number: signal.Signals, tmp_path: Path
@@ -697,7 +685,7 @@ def test_the_catalog_answers_after_a_restart_though_the_ratings_are_gone(
         catalog = ("--memory", str(file), "--info-url", info.urls[""])
         with running("demo", *ANY_PORTS, *catalog) as demo:
             live = demo.get("catalog", "/catalog/eve")
-            wait_for(lambda: number is signal.SIGTERM or entries_in(file) == 6)
+            wait_until(lambda: number is signal.SIGTERM or entries_in(file) == 6)
             os.kill(children_of(demo.process.pid)["catalog"], number)
             demo.ended()
         gone = ("--ratings-url", f"http://127.0.0.1:{nobody}")

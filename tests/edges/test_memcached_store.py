@@ -347,7 +347,7 @@ async def test_a_server_that_takes_no_connection_costs_the_connect_timeout(monke
 
 
 async def test_a_frozen_server_costs_the_op_timeout_and_thaws(make: Make, server: Server) -> None:
-    store = make()
+    store = make(op_timeout=0.1)
     await store.set("k", b"v")
 
     server.freeze()

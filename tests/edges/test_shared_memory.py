@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from fallbacks.behind import FAILURES
 from tests.edges.running import free_ports, listens
+from tests.support import wait_until
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 10.0
@@ -47,23 +47,16 @@ def replica(port: int) -> Iterator[Asked]:
 def memcached(program: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
     command = [program, "-l", "127.0.0.1", "-p", str(port), "-u", "nobody", "-U", "0", "-m", "16", "-t", "1"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_for(lambda: listens(port))
+        wait_until(lambda: listens(port))
         yield process
         process.kill()
-
-
-def wait_for(true: Callable[[], object]) -> None:
-    given_up_at = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < given_up_at
-        time.sleep(0.01)
 
 
 def test_what_was_good_for_one_replica_stands_in_for_another(program: Callable[[str], str]) -> None:
     (port,) = free_ports(1)
     with memcached(program("memcached"), port) as shared, replica(port) as one, replica(port) as other:
         live = one("ask Alien")
-        wait_for(lambda: one("counts")["writes"] == 1)
+        wait_until(lambda: one("counts")["writes"] == 1)
         other("fail")
         remembered, unknown = other("ask Alien"), other("ask Psycho")
 
@@ -82,7 +75,7 @@ def test_what_was_good_for_one_replica_stands_in_for_another(program: Callable[[
         assert (known["source"], known["value"]) == ("last_good", {"Alien": 5})
         assert (unknown["source"], unknown["value"]) == ("static", {"default": 0})
         assert max(answer["took"] for answer in (*asked, known, unknown)) < 0.5
-        wait_for(lambda: one("counts")["errors"] > 0)
+        wait_until(lambda: one("counts")["errors"] > 0)
         assert other("counts")["errors"] > 0
 
 
@@ -90,12 +83,12 @@ def test_replicas_go_on_sharing_when_it_is_back(program: Callable[[str], str]) -
     (port,) = free_ports(1)
     with replica(port) as one, replica(port) as other:
         asked = one("ask Alien")
-        wait_for(lambda: one("counts")["errors"] > 0)
+        wait_until(lambda: one("counts")["errors"] > 0)
         other("fail")
         for _ in range(FAILURES - 1):  # one more, and it would be left alone for longer than a test may take
             other("ask Alien")
         with memcached(program("memcached"), port):
             one("ask Psycho")
-            wait_for(lambda: other("ask Psycho")["source"] == "last_good")
+            wait_until(lambda: other("ask Psycho")["source"] == "last_good")
 
     assert asked["source"] == "live"

@@ -38,7 +38,7 @@ from gateway import (
 )
 from gateway.testing import VirtualTimeLoop, assert_nothing_left
 from gateway.threads import Job, ThreadPool
-from tests.support import NEVER_OPENS, ONE_TRY, Boom, ended, gone, now, steps
+from tests.support import NEVER_OPENS, ONE_TRY, Boom, ended, gone, now, steps, until
 
 CALLER: ContextVar[str] = ContextVar("caller", default="nobody")
 
@@ -92,13 +92,6 @@ class Blocked:
         given_up_at = time.monotonic() + 10.0
         while self.running < running and time.monotonic() < given_up_at:
             time.sleep(0.001)
-
-
-async def until(true: Callable[[], object]) -> None:
-    """Wait, in real time, for what threads do."""
-    async with asyncio.timeout(10.0):
-        while not true():
-            await sleep(0.001)
 
 
 @pytest_asyncio.fixture

@@ -17,7 +17,7 @@ from gateway.admin.live import MOST, Stream, full_flushed
 from gateway.testing import assert_nothing_left
 from tests.edges.admin.asking import admin_of, ask
 from tests.edges.serving import served
-from tests.support import QUIET, gone
+from tests.support import QUIET, gone, until
 
 pytestmark = pytest.mark.asyncio
 PATIENCE = 5.0
@@ -63,12 +63,6 @@ async def stream_of(compose: Callable[[], Any], **settings: Any) -> AsyncIterato
     async with served(app) as url:
         yield stream, url
         await stream.close()
-
-
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not holds():
-            await asyncio.sleep(0.005)
 
 
 class Composer:

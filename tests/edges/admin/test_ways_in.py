@@ -16,6 +16,7 @@ from gateway.admin.auth import GUESSES, REMOTES, Guards, Guesses, remote_of
 from gateway.admin.pages import page
 from gateway.admin.routes import LARGEST
 from tests.edges.admin.asking import admin_of, ask
+from tests.support import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -378,7 +379,7 @@ async def test_there_are_only_so_many_connections(open_: Admin, monkeypatch: pyt
     """Or who opens thousands takes the files that the gateway needs for its upstreams."""
     monkeypatch.setattr(server, "CONNECTIONS", 3)
     held = [await asyncio.open_connection("127.0.0.1", open_.port) for _ in range(3)]
-    await asyncio.sleep(0.01)
+    await until(lambda: len(open_._runner.server.connections) == 3)
 
     reader, writer = await asyncio.open_connection("127.0.0.1", open_.port)
     async with asyncio.timeout(2.0):
@@ -386,7 +387,7 @@ async def test_there_are_only_so_many_connections(open_: Admin, monkeypatch: pyt
 
     for _, one in (*held, (reader, writer)):
         one.close()
-    await asyncio.sleep(0.01)
+    await until(lambda: not open_._runner.server.connections)
     assert (await ask(open_, "GET", "/state")).status == 200
 
 

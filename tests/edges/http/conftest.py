@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 
 from gateway import Gateway
-from tests.support import assert_all_gone
+from tests.support import assert_all_gone, steps
 
 
 @pytest_asyncio.fixture
@@ -17,6 +17,7 @@ async def gate() -> AsyncIterator[Gateway]:
     async with gate:
         yield gate
         assert_all_gone_but_idle(gate)
+    await steps(2)  # a transport that is closed tells its protocol, and its timers end, in the next turn of the loop
     assert_all_gone(gate)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from gateway import BulkheadPolicy, ConfigError, Gateway, HttpPolicy, NotSent, Policy
 from tests.edges.http.misbehaving import OK, Behaviour, Visit, always, reply, serving
-from tests.support import NEVER_OPENS, ONE_TRY, ended, now
+from tests.support import NEVER_OPENS, ONE_TRY, ended, now, steps, until
 
 pytestmark = pytest.mark.asyncio
 QUIET = Policy(retry=ONE_TRY, breaker=NEVER_OPENS)
@@ -91,11 +91,14 @@ async def test_without_a_word_from_the_server_the_policy_s_own_time_holds(gate: 
 
 
 async def test_what_the_server_says_unasked_is_no_answer_to_the_next_request(gate: Gateway) -> None:
+    answered, said = asyncio.Event(), asyncio.Event()
+
     async def chatters(visit: Visit) -> None:
         await visit.request()
         await visit.say(OK)
-        await asyncio.sleep(0.002)
+        await answered.wait()
         await visit.say(reply(b"not yours", status=408))
+        said.set()
         await visit.request()
         await visit.say(OK)
 
@@ -103,7 +106,9 @@ async def test_what_the_server_says_unasked_is_no_answer_to_the_next_request(gat
         up = gate.http("up", server.url, policy=QUIET)
 
         await up.get("/")
-        await asyncio.sleep(0.02)
+        answered.set()
+        await said.wait()
+        await steps(3)
 
         assert (await up.post("/")).body == b"ok"
         assert server.connections == 2
@@ -137,9 +142,8 @@ async def test_closing_the_gateway_closes_all_connections(gate: Gateway) -> None
         await asyncio.gather(*(up.get("/") for _ in range(5)))
 
         await gate.close()
-        await asyncio.sleep(0.01)
 
-        assert server.open == 0
+        await until(lambda: server.open == 0)
         await gate.open()
         assert (await up.get("/")).status == 200
 
@@ -156,19 +160,16 @@ async def test_an_upload_that_nobody_reads_leaves_no_connection(gate: Gateway, l
     async with serving(deaf) as server:
         up = gate.http("up", server.url, policy=QUIET)
         call = asyncio.create_task(up.put("/", data=b"x" * 50_000_000))
-        async with asyncio.timeout(5):
-            while not server.connections:
-                await asyncio.sleep(0.001)
+        await until(lambda: server.connections)
 
         connections = up.session().connections
         sockets = [line.transport.get_extra_info("socket") for line in connections._acquired]
         if leave != "reply":
             call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-        await asyncio.sleep(0.01)
 
         assert sockets or leave == "reply"
-        assert {one.fileno() for one in sockets} <= {-1}
+        await until(lambda: {one.fileno() for one in sockets} <= {-1})
         assert connections.in_use == 0
         assert connections.idle == 0
 

@@ -20,7 +20,7 @@ from gateway.http.client import HttpUpstream
 from gateway.testing import Faults
 from tests.edges.http.instances import instances, urls
 from tests.edges.http.misbehaving import Server, Visit, reply, serving
-from tests.support import QUIET, ended, steps
+from tests.support import QUIET, ended, steps, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -710,9 +710,3 @@ async def test_what_a_restart_finds_under_the_same_name_is_of_the_same_operation
             async def declared() -> Film: ...
 
             assert isinstance(await ended(declared()), Failed)
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(2.0):
-        while not true():
-            await asyncio.sleep(0.002)

@@ -32,7 +32,7 @@ from gateway import (
 from gateway.http.client import HttpUpstream
 from tests.edges.http.instances import Instance, instances, urls
 from tests.edges.http.misbehaving import reply
-from tests.support import NEVER_OPENS, ONE_TRY, counted, ended
+from tests.support import NEVER_OPENS, ONE_TRY, counted, ended, until
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.alone]
 LONG = 60.0
@@ -66,14 +66,6 @@ def kinds(results: list[object]) -> Counter[str]:
 
 def calls(running: list[Instance]) -> list[int]:
     return [one.calls for one in running]
-
-
-async def until(fits: object, *, patience: float = 3.0) -> None:
-    for _ in range(int(patience / 0.001)):
-        if fits():  # type: ignore[operator]
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("it never came to that")
 
 
 def states(up: HttpUpstream) -> list[str]:
@@ -541,7 +533,7 @@ async def test_a_list_that_cannot_be_changes_nothing(gate: Gateway, bad: object)
 CHECKED = HttpPolicy(
     health_path="/health",
     health_every=0.02,
-    health_timeout=0.03,
+    health_timeout=0.1,
     endpoints=EndpointsPolicy(ramp_for=0.0),
 )
 
