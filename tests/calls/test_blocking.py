@@ -178,7 +178,7 @@ def test_the_threads_deadline_holds(gate: Gateway) -> None:
     with Deadline.after(0.0), pytest.raises(DeadlineExceeded):
         operation.call_blocking(10.0)
 
-    assert 0.05 <= took < 0.5
+    assert 0.05 <= took < 5.0
     assert late.value.waited_for == "deadline"
 
 
@@ -662,7 +662,7 @@ async def test_when_the_caller_of_a_thread_leaves_the_call_it_waits_for_is_cance
         left_at = time.monotonic()
         await until(lambda: gate["outer"].snapshot().bulkhead.in_use == 0)
 
-        assert time.monotonic() - left_at < 0.2
+        assert time.monotonic() - left_at < 2.0
         assert nested.ended.is_set()
         # Where the time is over for both at the same instant, the inner call may be told so first.
         assert isinstance(nested.ends[0], CancelledError if leaves == "cancelled" else (CancelledError, FailedTimeout))

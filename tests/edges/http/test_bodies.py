@@ -140,11 +140,11 @@ async def test_a_gzip_bomb_is_refused_within_milliseconds_and_megabytes(gate: Ga
     bomb = gzip.compress(b"\0" * 300 * MEGABYTE)
     async with serving(always(reply(bomb, "Content-Encoding: gzip"))) as server:
         up = gate.http("up", server.url, policy=QUIET)
-        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.thread_time()
 
         error = await ended(up.get("/"))
 
-        assert time.perf_counter() - began < 0.5
+        assert time.thread_time() - began < 0.5
         assert "a body of more than 10485760 bytes" in str(error)
         assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 60
 
