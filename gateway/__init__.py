@@ -6,10 +6,11 @@ from gateway.breaker import BreakerSnapshot, CircuitBreaker, Permit
 from gateway.bulkhead import Bulkhead, BulkheadSnapshot
 from gateway.context import Deadline
 from gateway.counts import Counts, LatencySnapshot
+from gateway.declaration import OperationSnapshot
 from gateway.events import AttemptFailed, CallFinished, CircuitChanged, Event, PolicyChanged
 from gateway.gathering import gather
 from gateway.http.reply import HttpRefused, HttpReply
-from gateway.operation import Operation, OperationSnapshot
+from gateway.operation import Operation
 from gateway.outcome import (
     BulkheadFull,
     CircuitOpen,
