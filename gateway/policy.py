@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from math import inf, isinf
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast
 
 from tenacity import RetryCallState, wait_random_exponential
 
 from gateway.outcome import ConfigError, UnknownName
+from gateway.readonly import ReadOnly
 
 MICROSECOND = 1e-6
 MOST_CALLERS = 64
@@ -394,10 +394,10 @@ class HttpPolicy:
             value = getattr(self, name)
             if not isinstance(value, Mapping):
                 raise ConfigError(f"http.{name}", f"{type(value).__name__} is no mapping", "give a dict")
-            object.__setattr__(self, name, MappingProxyType(dict(value)))
-        for name, value in (*self.headers.items(), *self.params.items()):
-            if not isinstance(name, str) or not isinstance(value, str):
-                raise ConfigError("http.headers", "a name or a value is no str", "give dicts of str to str")
+            object.__setattr__(self, name, ReadOnly(value))
+        for name in ("headers", "params"):
+            if not all(isinstance(text, str) for pair in getattr(self, name).items() for text in pair):
+                raise ConfigError(f"http.{name}", "a name or a value is no str", "give a dict of str to str")
         if self.propagate is not None and not callable(self.propagate):
             raise ConfigError("http.propagate", f"{self.propagate!r} is no function", "give a function of nothing")
         self._check_statuses()

@@ -26,7 +26,6 @@ from functools import partial
 from math import inf
 from threading import Lock, Thread
 from time import monotonic
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakSet
 
@@ -38,6 +37,7 @@ from gateway.bulkhead import Bulkhead
 from gateway.context import AMBIENT, clock_of
 from gateway.outcome import ConfigError, GatewayClosed, UnknownName, WrongLoop
 from gateway.policy import HttpPolicy, Policy
+from gateway.readonly import ReadOnly
 from gateway.threads import ThreadPool
 from gateway.upstream import Upstream, UpstreamSnapshot, Workers, check_policy
 
@@ -261,7 +261,7 @@ class Gateway:
 
     def snapshot(self) -> GatewaySnapshot:
         """All upstreams as they are now; needs no running loop."""
-        return GatewaySnapshot(upstreams=MappingProxyType({up.name: up.snapshot() for up in self}))
+        return GatewaySnapshot(upstreams=ReadOnly({up.name: up.snapshot() for up in self}))
 
     # -- events
 

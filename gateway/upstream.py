@@ -22,7 +22,6 @@ from inspect import (
 from math import isinf
 from threading import get_ident
 from time import monotonic
-from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from fallbacks.answer import Tier
@@ -37,6 +36,7 @@ from gateway.lane import Lane
 from gateway.operation import Operation
 from gateway.outcome import ConfigError, Outcome, UnknownName, WrongLoop
 from gateway.policy import BudgetPolicy, Policy, TimeoutPolicy
+from gateway.readonly import ReadOnly
 from gateway.retry import BudgetSnapshot, Retry, RetryBudget
 from gateway.slot import Block, Slot, checked, known_block
 from gateway.terms import CircuitBy, Revalidate, Terms, check_terms
@@ -431,12 +431,12 @@ class Upstream:
             policy=self._policy,
             bulkhead=self.bulkhead.snapshot(),
             breaker=self.breaker.snapshot(),
-            circuits=MappingProxyType(self.circuits.snapshots()),
+            circuits=ReadOnly(self.circuits.snapshots()),
             budget=None if self.budget is None else self.budget.snapshot(),
             counts=Counts.total(operation.counts for operation in operations.values()),
             latency=latency.snapshot(),
             waits=self.waits.snapshot(),
-            operations=MappingProxyType(operations),
+            operations=ReadOnly(operations),
         )
 
     # -- what its gateway tells it

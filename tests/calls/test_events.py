@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import FrozenInstanceError, dataclass, field, replace
+import pickle
+from copy import deepcopy
+from dataclasses import FrozenInstanceError, asdict, dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -409,6 +411,22 @@ async def test_a_listener_may_take_itself_away(gate: Gateway, log: Log) -> None:
     await ask()
 
     assert (len(heard), len(log)) == (1, 2)
+
+
+@pytest.mark.virtual_time
+async def test_a_snapshot_is_plain_data_that_can_be_copied_pickled_and_taken_apart(gate: Gateway) -> None:
+    @gate.upstream("world").operation(idempotent=True, circuit_by=str.upper)
+    async def ask(film: str) -> None: ...
+
+    await ask("alien")
+    snapshot = gate.snapshot()
+
+    taken_apart = asdict(snapshot)
+
+    assert taken_apart["upstreams"]["world"]["operations"]["ask"]["counts"]["live"] == 1
+    assert taken_apart["upstreams"]["world"]["circuits"]["ALIEN"]["state"] == "closed"
+    assert pickle.loads(pickle.dumps(snapshot)).upstreams["world"].counts == snapshot.upstreams["world"].counts  # noqa: S301 - our own
+    assert deepcopy(snapshot).upstreams["world"].operations == snapshot.upstreams["world"].operations
 
 
 def test_events_and_snapshots_are_frozen(gate: Gateway) -> None:

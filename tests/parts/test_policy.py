@@ -1,6 +1,6 @@
 import copy
 import pickle
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import FrozenInstanceError, asdict, fields, replace
 from math import inf, nan
 
 import pytest
@@ -11,6 +11,7 @@ from gateway import (
     BudgetPolicy,
     BulkheadPolicy,
     ConfigError,
+    HttpPolicy,
     Policy,
     RetryPolicy,
     TimeoutPolicy,
@@ -150,6 +151,19 @@ def test_a_copy_follows_as_the_original_does(duplicate):
     policy = duplicate(TimeoutPolicy(call=0.8))
 
     assert replace(policy, call=5.0).attempt == 5.0
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickled])
+def test_what_goes_out_with_http_requests_can_be_copied_and_sent_to_another_process(duplicate):
+    policy = HttpPolicy(headers={"X-Api-Key": "secret"}, params={"v": "3"}, statuses={404: "success"})
+
+    same = duplicate(policy)
+
+    assert same == policy
+    assert asdict(same)["headers"] == {"X-Api-Key": "secret"}
+    assert "secret" not in repr(same)
+    with pytest.raises(TypeError):
+        same.headers["X-Api-Key"] = "another"
 
 
 def test_windows_by_calls_replace_windows_by_time():

@@ -442,7 +442,7 @@ async def test_limits_are_tuned_live(gate: Gateway) -> None:
     ],
 )
 async def test_what_cannot_work_is_a_config_error(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(wrong)) + "|headers"):
+    with pytest.raises(ConfigError, match=f"http.{next(iter(wrong))}"):
         HttpPolicy(**wrong)
 
 
