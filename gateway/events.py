@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
-from inspect import ismethod
+from inspect import iscoroutinefunction, ismethod
 from typing import Any, TypeVar
 
 from msgspec import Struct
@@ -128,6 +128,15 @@ def check_kinds(kinds: tuple[object, ...]) -> None:
             raise ConfigError(
                 "on", f"{kind!r} is not a kind of event", "write @gate.on(Event), or one of its subclasses"
             )
+
+
+def check_listener(listener: object) -> None:
+    """Raise a ConfigError for what cannot be told of an event."""
+    if not callable(listener):
+        raise ConfigError("on", f"{listener!r} is not a function", "decorate a plain function of the event")
+    if iscoroutinefunction(listener):
+        problem = f"{listener!r} would not be awaited: events are told in the midst of a call"
+        raise ConfigError("on", problem, "write a plain function, and put what takes time into a queue of your own")
 
 
 SLOT = {

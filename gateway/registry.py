@@ -270,6 +270,7 @@ class Gateway:
         events.check_kinds(kinds)
 
         def add(listener: L) -> L:
+            events.check_listener(listener)
             self.listeners.add(listener, kinds)
             return listener
 

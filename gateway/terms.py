@@ -60,7 +60,7 @@ def check_terms(field: str, said: Terms) -> None:
     expect("fallback", isinstance(said.fallback, listed), "give a list of tiers")
     expect("refused", are_types(said.refused), "give a tuple of types")
     expect("timeout", isinstance(said.timeout, TimeoutPolicy | None), "give TimeoutPolicy(...)")
-    for name in ("circuit_by", "caller", "remember", "size_of"):
+    for name in ("circuit_by", "caller", "classify", "key", "identity", "remember", "size_of"):
         expect(name, not iscoroutinefunction(getattr(said, name)), "give a plain function: it is not awaited")
     by = said.circuit_by
     namers = 'give "operation", a function of the arguments, or a ContextVar'

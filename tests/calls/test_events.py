@@ -277,6 +277,18 @@ async def test_a_method_can_listen_and_stop_listening(gate: Gateway) -> None:
     assert len(monitor.seen) == 1
 
 
+async def hears_later(event: Event) -> None: ...
+
+
+@pytest.mark.parametrize("listener", [hears_later, 5, None], ids=["async", "a number", "nothing"])
+def test_what_could_not_hear_is_refused_when_it_is_added(gate: Gateway, listener: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        gate.on(CallFinished)(listener)
+
+    assert caught.value.field == "on"
+    assert caught.value.remedy
+
+
 @pytest.mark.virtual_time
 async def test_two_listeners_that_are_equal_are_two(gate: Gateway) -> None:
     @dataclass

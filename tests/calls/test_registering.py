@@ -387,6 +387,7 @@ def test_a_function_whose_parameters_nobody_knows_is_an_operation_or_a_clear_err
         ({"identity": "user"}, "identity"),
         ({"classify": "user"}, "classify"),
         ({"name": 5}, "name"),
+        *(({name: coroutine_function}, name) for name in ("key", "identity", "classify", "remember", "size_of")),
     ],
     ids=steady,
 )
