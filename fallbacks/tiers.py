@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from fallbacks.answer import Answer, Question, Source
 from fallbacks.chain import dismiss
+from fallbacks.copying import copied
 
 STATIC = Source.STATIC  # a module global, as LIVE is
 
@@ -15,21 +16,34 @@ STATIC = Source.STATIC  # a module global, as LIVE is
 class Static:
     """A default that is always there: Static([]) answers with an empty list when nothing better is left.
 
-    It stands last. The value is shared by all who get it, so give something nobody changes.
+    It stands last. What can be changed is copied for each who gets it, so that no caller changes another's default.
     `after_unknown=True`: answer even when the call may have taken effect.
     """
 
-    __slots__ = ("after_unknown", "value")
+    __slots__ = ("_shared", "after_unknown", "value")
 
     awaits = False
 
     def __init__(self, value: Any, *, after_unknown: bool = False) -> None:
         self.value = value
         self.after_unknown = after_unknown
+        self._shared = is_for_all(value)
 
     def answer(self, question: Question, /) -> Answer[Any]:
         """The default."""
-        return Answer(self.value, STATIC, 0.0, question.error)
+        return Answer(self.value if self._shared else copied(self.value), STATIC, 0.0, question.error)
+
+
+def is_for_all(value: Any) -> bool:
+    """Whether everybody may have this very value: nobody can change it, or no copy of it would be the same.
+
+    The latter is an object that only equals itself, such as `MISSING = object()`, and what cannot be copied at all.
+    """
+    try:
+        copy = copied(value)
+        return copy is value or bool(copy != value)
+    except Exception:  # noqa: BLE001 - of a user's own kind
+        return True
 
 
 class Handler:

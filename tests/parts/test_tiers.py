@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 from asyncio import CancelledError, Future, create_task, sleep
+from copy import deepcopy
 from math import inf
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -26,7 +27,18 @@ def question(*args: Any, kwargs: dict[str, Any] | None = None, **given: Any) -> 
 # -- Static
 
 
-@pytest.mark.parametrize("value", [None, 0, "", "s", [], ()], ids=repr)
+class Catalogue:
+    """Equal only to itself, and its copies would be others."""
+
+
+class Sealed:
+    """Says no to whoever would copy it."""
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise TypeError("one is enough")
+
+
+@pytest.mark.parametrize("value", [None, 0, "", "s", (), (1, ("a",)), object(), Catalogue(), [object()], Sealed()])
 async def test_a_static_answers_with_this_very_value(value: object) -> None:
     asked = question()
 
@@ -34,6 +46,19 @@ async def test_a_static_answers_with_this_very_value(value: object) -> None:
 
     assert answer == Answer(value, Source.STATIC, 0.0, asked.error)
     assert answer.value is value
+
+
+@pytest.mark.parametrize("value", [[1], {"stars": [1]}, {1}, ([1],), bytearray(b"1")], ids=repr)
+async def test_nobody_changes_the_default_of_another(value: Any) -> None:
+    static, as_it_was = Static(value), deepcopy(value)
+
+    mine = static.answer(question()).value
+    inside = mine[0] if isinstance(mine, tuple) else mine.get("stars") if isinstance(mine, dict) else mine
+    inside.clear()
+
+    assert mine != as_it_was
+    assert static.answer(question()).value == as_it_was
+    assert value == as_it_was
 
 
 def test_a_static_takes_no_time_and_is_silent_after_unknown_by_default() -> None:
