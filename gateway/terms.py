@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 from fallbacks.answer import Tier
 from fallbacks.last_good import LastGood
-from fallbacks.tiers import Static
+from fallbacks.tiers import Alternate, Static
 from gateway.arguments import Namer, namer
 from gateway.circuits import OfOperation
 from gateway.outcome import ConfigError, Outcome
@@ -89,6 +89,15 @@ def check_tier(field: str, tier: object, *, after: Sequence[Tier], idempotent: b
     if not callable(getattr(tier, "answer", None)):
         remedy = "give Static(...), handler(...), or an object with answer()"
         raise ConfigError(field, f"{tier!r} is not a tier", remedy)
+    limit = getattr(tier, "timeout", None)
+    if not (limit is None or (isinstance(limit, int | float) and limit > 0)):
+        raise ConfigError(field, f"a tier's timeout={limit!r} is not above 0", "give seconds above 0, or nothing")
+    if isinstance(tier, Alternate) and not callable(getattr(tier.operation, "ask", None)):
+        remedy = "give an operation; of a function, make a handler(fn)"
+        raise ConfigError(field, f"Alternate({tier.operation!r}) has no ask()", remedy)
+    if isinstance(tier, LastGood) and tier.behind is not None and not is_a_store(tier.behind.store):
+        remedy = "give SQLiteStore(path), or another backend of aiocache: an object, not its class"
+        raise ConfigError(field, f"{tier.behind.store!r} is not a store", remedy)
     if any(isinstance(earlier, Static) for earlier in after):
         raise ConfigError(field, "a tier after Static is never asked", "put Static last")
     if idempotent is False and isinstance(tier, LastGood):
@@ -100,6 +109,11 @@ def circuit_namer(where: str, own: OfOperation | None, circuit_by: CircuitBy | N
     if own is not None:
         return lambda args, kwargs: own  # noqa: ARG005 - whatever the call
     return None if circuit_by is None else namer(where, cast("Callable[..., Hashable] | ContextVar[Any]", circuit_by))
+
+
+def is_a_store(store: object) -> bool:
+    """Whether this is a backend of aiocache, by what is asked of one: that is not imported where there is none."""
+    return not isinstance(store, type) and callable(getattr(store, "multi_set", None))
 
 
 def are_types(refused: object) -> bool:

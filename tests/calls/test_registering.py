@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import re
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from math import nan
 from typing import Any
 
 import pytest
 
+from fallbacks.stores import SQLiteStore
 from gateway import (
     Alternate,
     BreakerPolicy,
@@ -27,6 +30,7 @@ from gateway import (
     Static,
     TimeoutPolicy,
     UnknownName,
+    handler,
 )
 from tests.support import QUIET, Boom, counted, ended, steady
 
@@ -786,6 +790,27 @@ def test_nothing_stands_after_a_static(gate: Gateway) -> None:
 
     assert "fallback" in caught.value.field
     assert len(later.tiers) == 1
+
+
+@pytest.mark.parametrize(
+    ("tier", "problem"),
+    [
+        (Alternate(coroutine_function), "has no ask"),
+        (LastGood(store="answers.sqlite"), "'answers.sqlite' is not a store"),
+        (LastGood(store=SQLiteStore), "is not a store"),
+        (handler(coroutine_function, timeout=0), "timeout=0"),
+        (handler(coroutine_function, timeout=-0.1), "timeout=-0.1"),
+        (handler(coroutine_function, timeout=nan), "timeout=nan"),
+        (handler(coroutine_function, timeout="1"), "timeout='1'"),
+    ],
+    ids=["a function", "a path", "a class", "no time", "less than none", "nan", "text"],
+)
+def test_a_tier_that_could_never_answer_is_an_error_when_it_is_added(gate: Gateway, tier: Any, problem: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(problem)) as caught:
+        gate.upstream("movies").operation(idempotent=True, fallback=[tier])(coroutine_function)
+
+    assert caught.value.field == "movies.coroutine_function fallback"
+    assert caught.value.remedy
 
 
 def test_last_good_is_an_error_for_what_must_not_be_repeated(gate: Gateway) -> None:
