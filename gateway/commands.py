@@ -246,9 +246,10 @@ def tune(upstream: str, settings: tuple[str, ...], why: str, admin: str) -> None
 
 def show_changes(upstream: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """What is different now, also what only follows."""
-    changed = [knob for knob in dict.fromkeys([*old, *new]) if old.get(knob) != new.get(knob)]
-    for knob in changed:
-        say(f"{upstream}: {knob} {spelled(old.get(knob))} -> {spelled(new.get(knob))}")
+    both = {knob: (spelled(old.get(knob)), spelled(new.get(knob))) for knob in dict.fromkeys([*old, *new])}
+    changed = {knob: values for knob, values in both.items() if values[0] != values[1]}
+    for knob, (before, after) in changed.items():
+        say(f"{upstream}: {knob} {before} -> {after}")
     if not changed:
         say(f"{upstream}: as it was")
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gateway.admin.journal import By, Journal, Record
-from gateway.config.patch import given_in, joined, json_of, knobs_of, laid_over, patched
+from gateway.config.patch import BUDGET, given_in, joined, json_of, knobs_of, laid_over, parts_of, patched
 from gateway.config.policies import differences
 from gateway.events import PolicyChanged
 from gateway.outcome import ConfigError, ConfigErrors
@@ -135,7 +135,8 @@ class Tuning:
         known = self._drifts.get(name)
         if known is None or known[0] is not told or known[1] is not tuned:
             says, usual = knobs_of(told), knobs_of(Policy())
-            drift = {knob: (says.get(knob), usual.get(knob) if to is None else to) for knob, to in tuned.items()}
+            each = {knob: to for whole, to in tuned.items() for knob in parts_of(whole)}
+            drift = {knob: (says.get(knob, "none"), usual[knob] if to is None else to) for knob, to in each.items()}
             known = self._drifts[name] = told, tuned, {knob: pair for knob, pair in drift.items() if pair[0] != pair[1]}
         return known[2]
 
@@ -323,7 +324,7 @@ def changes_between(before: Policy, after: Policy) -> dict[str, tuple[Any, Any]]
     return {
         knob: (json_of(old), json_of(new))
         for knob, (old, new) in differences(before, after).items()
-        if knob != "retry.budget" or old is None or new is None
+        if knob != BUDGET  # its parts are told
     }
 
 

@@ -73,6 +73,11 @@ def parts_of_budget() -> list[str]:
     return [knob for knob in knobs() if knob.startswith(f"{BUDGET}.")]
 
 
+def parts_of(knob: str) -> list[str]:
+    """What is told apart of a knob: of a whole budget, which may be none, its knobs; of any other, itself."""
+    return parts_of_budget() if knob == BUDGET else [knob]
+
+
 def nested(sets: Mapping[str, Any]) -> dict[str, Any]:
     """A flat table of knobs as the tables of a file."""
     table: dict[str, Any] = {}

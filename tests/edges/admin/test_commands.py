@@ -113,6 +113,27 @@ async def test_what_is_no_setting_is_a_wrong_use(operator: Operator, settings: l
     assert (await operator.types("tune", "ratings", *settings)).exit_code == 2
 
 
+async def test_a_budget_that_is_taken_away_is_told_by_its_knobs_and_so_is_its_return(operator: Operator) -> None:
+    taken = await operator.types("tune", "ratings", "retry.budget=none")
+    again = await operator.types("tune", "ratings", "retry.budget=none")
+    returned = await operator.types("drop", "ratings")
+
+    assert taken.output.splitlines() == [
+        "ratings: retry.budget.ratio 0.2 -> none",
+        "ratings: retry.budget.minimum 10.0 -> none",
+        "ratings: retry.budget.burst 10 -> none",
+    ]
+    assert again.output == "ratings: as it was\n"
+    assert returned.output.splitlines() == [
+        "ratings: retry.budget.ratio none -> 0.2",
+        "ratings: retry.budget.minimum none -> 10.0",
+        "ratings: retry.budget.burst none -> 10",
+    ]
+    told = [record["text"] for record in await operator.audit()]
+    assert not any("none -> none" in text for text in told)
+    assert any("retry.budget.ratio 0.2 -> none" in text for text in told)
+
+
 async def test_what_is_tuned_is_dropped_or_folded(operator: Operator, file: Path) -> None:
     await operator.types("tune", "ratings", "bulkhead.limit=40")
     dropped = await operator.types("drop", "ratings")
