@@ -64,6 +64,8 @@ class Using(Generic[P, T]):
         return call
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_operation":  # asked by `copy` of one that is not filled yet
+            raise AttributeError(name)
         return getattr(self._operation, name)
 
     def __repr__(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import create_task, gather, sleep
+from copy import copy
 from typing import Any
 
 import pytest
@@ -129,6 +130,17 @@ async def test_its_calls_are_the_operations_own(world: World) -> None:
     assert using.forget("alien") is True
     assert using.snapshot() == ask.snapshot()
     assert repr(using).startswith("<Operation world.ask> using Wants(max_age=5.0")
+
+
+async def test_a_copy_of_it_wants_the_same(world: World) -> None:
+    ask = world.ask(fresh_for=60.0)
+    await ask("alien")
+    using = copy(ask.using(only_live=True))
+
+    answer = await using.ask("alien")
+
+    assert answer.source is Source.LIVE
+    assert using.operation is ask
 
 
 async def test_the_deadline_holds_for_it(world: World) -> None:
