@@ -12,7 +12,7 @@ from __future__ import annotations
 from asyncio import current_task
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 from aiohttp import ClientError
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 
 class BlockLeft(Refused):
-    """The block ended by an error of its own, which says nothing of the upstream."""
+    """The block, or what it uploads, ended by an error of its own, which says nothing of the upstream."""
 
 
 class HttpStream:
     """An answer whose body is read piece by piece; made by `HttpUpstream.stream`, entered once.
 
     `async for piece in reply:` gives bytes as they come; while nobody reads on, the server is held back. Raises what a
-    call raises, from `async with` or at the end of its block.
+    call raises, from `async with` or at the end of its block; an error of the iterable that is sent is raised as it is.
     """
 
     def __init__(self, operation: StreamOperation, request: HttpRequest, upload: AsyncIterable[bytes] | None) -> None:
@@ -56,6 +56,7 @@ class HttpStream:
         self._task: object = None
         self._session: Session
         self._error: BaseException | None = None  # of the connection, told while reading
+        self._upload_error: Exception | None = None  # of the caller's own iterable
         self._response: Response | None = None
         self.final = False  # from here on nothing is tried again
 
@@ -80,19 +81,21 @@ class HttpStream:
             async for piece in pieces_of(response):
                 yield piece
         except (ClientError, OSError) as error:
-            self._error = session.failure(error, self._request, self._route, self._operation.timeout, 0.0)
-        if self._error is not None:
-            raise self._error
+            if self._upload_error is None:
+                self._error = session.failure(error, self._request, self._route, self._operation.timeout, 0.0)
+        else:
+            return
+        raise self._error or cast("Exception", self._upload_error)
 
     async def perform(self) -> None:
         """The work of the call: open, wait for the end of the block, close."""
         body = self._request.body if self._upload is None else self._pieces(self._upload)
         timeout = self._operation.timeout
         routes = self._operation.upstream.routes
-        self._session = session = self._operation.upstream.session()
+        self._session = self._operation.upstream.session()
         self._route, lease = routes.begin(self.trip)
         try:
-            self._response = response = await session.open_stream(self._request, body, timeout, self._route)
+            self._response = response = await self._opened(body, timeout)
             headers_after = lease.lasted(routes.endpoints.clock())
             self.final = True
             try:
@@ -104,19 +107,44 @@ class HttpStream:
             raise
         routes.end(self.trip, lease, None, 0.0, headers_after)
 
+    async def _opened(self, body: object, timeout: TimeoutPolicy) -> Response:  # noqa: ASYNC109
+        try:
+            response = await self._session.open_stream(self._request, body, timeout, self._route)
+        except OSError:  # that is how a connection ends under a body that goes no further
+            if self._upload_error is None:
+                raise
+        else:
+            if self._upload_error is None:
+                return response
+            response.close()
+        raise BlockLeft("the body raised an error of its own")
+
     async def _pieces(self, upload: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
         self.final = True  # what was taken from it cannot be sent again
-        async for piece in upload:
-            yield piece
+        try:
+            async for piece in upload:
+                if not isinstance(piece, bytes | bytearray | memoryview):
+                    raise TypeError(f"a body comes in bytes, and there is a {type(piece).__name__} in it")  # noqa: TRY301
+                yield piece
+        except Exception as error:
+            self._upload_error = error
+            if self._response is not None:  # who reads on would wait for what the server, that waits too, never says
+                self._response.close()
+            raise
 
     async def __aenter__(self) -> Self:
         if self._task is not None:
             raise RuntimeError("a stream is entered once; make another")
         self._task = current_task()
         call = self._operation.ask(self)
-        await until_begun(call, self._operation.upstream)
-        self._call = call
-        return self
+        try:
+            await until_begun(call, self._operation.upstream)
+        except BlockLeft:
+            pass
+        else:
+            self._call = call
+            return self
+        raise cast("Exception", self._upload_error)  # here it has no context, and is as it was
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

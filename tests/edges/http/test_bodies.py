@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ from gateway import (
 from gateway.lane import fire
 from gateway.outcome import ConfigError
 from tests.edges.http.misbehaving import OK, Visit, always, reply, serving
-from tests.support import NEVER_OPENS, ONE_TRY, counted, ended, now, until
+from tests.support import NEVER_OPENS, ONE_TRY, counted, ended, now, steps, until
 
 pytestmark = pytest.mark.asyncio
 QUIET = Policy(retry=ONE_TRY, breaker=NEVER_OPENS)
@@ -377,6 +378,59 @@ async def test_an_upload_is_not_begun_twice(gate: Gateway) -> None:
                 pass
 
         assert len(server.requests) == 1
+
+
+class Unplugged(OSError):
+    """What a caller reads from has gone."""
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+@pytest.mark.parametrize("spoiled", [Unplugged("gone"), ZeroDivisionError(), TimeoutError(), "a text"], ids=repr)
+async def test_an_upload_that_fails_by_itself_is_the_callers_own_error_and_no_evidence(
+    gate: Gateway, method: str, spoiled: Exception | str
+) -> None:
+    async def pieces() -> AsyncIterator[Any]:
+        yield b"one"
+        if isinstance(spoiled, Exception):
+            raise spoiled
+        yield spoiled
+
+    async with serving(always(OK)) as server:
+        up = gate.http("up", server.url, policy=Policy(retry=RetryPolicy(attempts=3, wait=lambda _: 0.0)))
+
+        error = await ended(up.stream(method, "/", data=pieces()).__aenter__())
+
+        assert error is spoiled or type(error) is TypeError
+        assert counted(up) == {"asked": 1, "refused": 1, "attempts": 1}
+        assert (up.snapshot().breaker.failures, up.snapshot().bulkhead.in_use) == (0, 0)
+
+
+@pytest.mark.parametrize("later", range(12))
+async def test_an_upload_that_fails_while_its_answer_comes_is_the_callers_own_error(gate: Gateway, later: int) -> None:
+    answered = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"one"
+        await answered.wait()
+        await steps(later)
+        raise Unplugged("gone")
+
+    async def half(visit: Visit) -> None:
+        await visit.reader.readuntil(b"one")
+        await visit.say(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nyes")
+        answered.set()
+        await visit.reader.read()
+
+    async with serving(half) as server:
+        up = gate.http("up", server.url, http=HttpPolicy(stream_for=1.0))
+
+        with pytest.raises(Unplugged):
+            async with up.stream("POST", "/", data=pieces()) as answer:
+                async for _ in answer:
+                    pass
+
+        assert counted(up) == {"asked": 1, "refused": 1, "attempts": 1}
+        assert (up.snapshot().breaker.failures, up.snapshot().bulkhead.in_use) == (0, 0)
 
 
 async def test_a_refusal_of_a_stream_is_one(gate: Gateway) -> None:
