@@ -7,6 +7,7 @@ import logging
 import os
 from asyncio import (
     AbstractEventLoop,
+    CancelledError,
     Event,
     Future,
     Task,
@@ -29,6 +30,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakSet
 
+from fallbacks.chain import cancels, has_left
 from fallbacks.last_good import LastGood
 from gateway import events
 from gateway.background import Background
@@ -593,10 +595,13 @@ class Gateway:
             for memory in memories:
                 memory.stop_writing()
         for store in stores:
+            before = cancels()
             try:
                 async with timeout(patience):
                     await store.close()
-            except Exception:
+            except (Exception, CancelledError) as error:
+                if has_left(error, before):
+                    raise
                 log.exception("the store behind LastGood could not be closed")
 
     async def _disconnect(self, patience: float) -> None:

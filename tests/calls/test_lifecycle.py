@@ -610,6 +610,44 @@ async def test_a_store_that_hangs_does_not_hold_up_the_close_and_leaves_no_task(
 
 
 @pytest.mark.virtual_time
+@pytest.mark.parametrize("error", [Boom(), asyncio.CancelledError()], ids=["an error", "a task of its own cancelled"])
+async def test_a_store_that_cannot_be_closed_is_a_log_line_and_the_others_are_closed(
+    gate: Gateway, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    closed: list[object] = []
+
+    class Stubborn(SimpleMemoryCache):
+        async def close(self, *args: Any, **kwargs: Any) -> None:
+            closed.append(self)
+            raise error
+
+    sleeping(gate, fallback=[LastGood(store=Stubborn()), LastGood(store=Stubborn())])
+    await gate.open()
+
+    assert await gate.close() == ()
+
+    assert len(closed) == 2
+    assert caplog.text.count("could not be closed") == 2
+
+
+@pytest.mark.virtual_time
+async def test_who_leaves_a_close_while_a_store_is_closed_has_left(gate: Gateway) -> None:
+    class Hanging(SimpleMemoryCache):
+        async def close(self, *args: Any, **kwargs: Any) -> None:
+            await asyncio.sleep(99)
+
+    sleeping(gate, fallback=[LastGood(store=Hanging())])
+    await gate.open()
+    closing = asyncio.create_task(gate.close())
+    await asyncio.sleep(1.0)
+
+    closing.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+
+
+@pytest.mark.virtual_time
 async def test_a_tier_with_a_flush_of_its_own_is_nobodys_business(gate: Gateway) -> None:
     class Tier:
         def answer(self, question: object) -> None:
