@@ -163,7 +163,7 @@ class Operation(Declaration[P, T]):
             if outer.at < deadline:
                 deadline = outer.at
         cutoff = deadline
-        if self._reserve:
+        if self._reserve and deadline < inf:  # of endless time nothing need be kept, and inf less inf is no time
             cutoff -= min(self._reserve, (deadline - now) / 2)
         breaker = upstream.breaker if self._circuit_of is None else self._circuit_of(args, kwargs)
         call = Call(args, kwargs, key, task, task.cancelling(), now, now, cutoff, deadline, outer, breaker, tries)

@@ -175,10 +175,10 @@ class UnknownName(ConfigError, LookupError):
     """No upstream, operation or field of that name."""
 
     @classmethod
-    def among(cls, field: str, name: str, known: Iterable[str]) -> UnknownName:
-        """The error for `name`, with the nearest known name as the remedy."""
+    def among(cls, field: str, name: object, known: Iterable[str]) -> UnknownName:
+        """The error for `name`, with the nearest known name as the remedy; whatever somebody took for a name."""
         names = sorted(known)
-        near = get_close_matches(name, names, n=1)
+        near = get_close_matches(str(name), names, n=1)
         remedy = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(names) or 'none yet'}"
         return cls(field, f"there is no {name!r}", remedy)
 

@@ -481,6 +481,19 @@ def test_an_unknown_name_is_an_error_that_guesses_what_was_meant(gate: Gateway) 
     assert isinstance(upstream.value, ValueError)
 
 
+@pytest.mark.parametrize("name", [None, 5, b"ratings", ("ratings",)], ids=["nothing", "number", "bytes", "tuple"])
+def test_what_is_no_name_is_an_unknown_one(gate: Gateway, name) -> None:
+    up = gate.upstream("ratings")
+    up.operation(coroutine_function)
+
+    with pytest.raises(UnknownName):
+        gate[name]
+    with pytest.raises(UnknownName):
+        up[name]
+
+    assert name not in gate
+
+
 def test_an_unknown_name_where_nothing_is_known_says_so(gate: Gateway) -> None:
     with pytest.raises(UnknownName, match="none yet"):
         gate["ratings"]

@@ -11,6 +11,7 @@ import pytest
 from tenacity import wait_fixed, wait_none
 
 from gateway import (
+    Alternate,
     Answer,
     BreakerPolicy,
     BulkheadPolicy,
@@ -409,6 +410,31 @@ async def test_the_queue_and_the_pauses_end_at_the_cutoff_too(gate: Gateway) -> 
     assert paused.value - began == pytest.approx(0.5 + 0.7 + 0.3)
     assert queued.value - queued_at == pytest.approx(1.5)
     assert type(queued.error) is DeadlineExceeded
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("kind", ["handler", "its own timeout", "alternate"])
+async def test_endless_tiers_of_an_endless_call_take_no_try_from_it(gate: Gateway, kind: str) -> None:
+    endless = limited(inf, inf, fallback_timeout=inf, retry=RetryPolicy(attempts=3, wait=wait_none()))
+    other = gate.upstream("other", policy=endless)
+    up = gate.upstream("world", policy=endless)
+
+    @other.operation(idempotent=True)
+    async def plan_b(*_: object) -> str:
+        return "b"
+
+    tiers = {
+        "handler": handler(lambda error: "b"),
+        "its own timeout": handler(lambda error: "b", timeout=inf),
+        "alternate": Alternate(plan_b),
+    }
+
+    @up.operation(idempotent=True, fallback=[tiers[kind]])
+    async def ask() -> str:
+        raise Boom
+
+    assert await ask() == "b"
+    assert up.snapshot().counts.attempts == 3
 
 
 @pytest.mark.virtual_time
