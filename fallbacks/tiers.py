@@ -54,6 +54,8 @@ class Handler:
     awaits = True
 
     def __init__(self, function: Callable[..., Any], *, timeout: float | None, after_unknown: bool) -> None:
+        if not callable(function):
+            raise TypeError(f"handler: {function!r} is not a function")
         self._function = function
         self.name = f"handler {getattr(function, '__name__', repr(function))}"
         self.timeout = timeout
@@ -107,7 +109,7 @@ def handler(function: Callable[..., Any], *, timeout: float | None = None, after
 
     It runs in the handling of the error: `log.exception("...")` tells of that, a bare `raise` hands on. Its None is an
     answer; to hand on to the next tier it raises. `timeout` is in seconds, by default the policy's
-    `fallback_timeout`. A sync function runs on the event loop, so it must be quick.
+    `fallback_timeout`. A sync function runs on the event loop, so it must be quick. Raises TypeError for no function.
     """
     return Handler(function, timeout=timeout, after_unknown=after_unknown)
 

@@ -89,9 +89,10 @@ def check_tier(field: str, tier: object, *, after: Sequence[Tier], idempotent: b
     if not callable(getattr(tier, "answer", None)):
         remedy = "give Static(...), handler(...), or an object with answer()"
         raise ConfigError(field, f"{tier!r} is not a tier", remedy)
-    limit = getattr(tier, "timeout", None)
-    if not (limit is None or (isinstance(limit, int | float) and limit > 0)):
-        raise ConfigError(field, f"a tier's timeout={limit!r} is not above 0", "give seconds above 0, or nothing")
+    timeout = getattr(tier, "timeout", None)  # kept back of the time of tries: what is below 0 would lengthen that
+    a_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if timeout is not None and not (a_number and timeout > 0):
+        raise ConfigError(f"{field} timeout", f"{timeout!r} is not above 0", "give seconds above 0, or inf")
     if isinstance(tier, Alternate) and not callable(getattr(tier.operation, "ask", None)):
         remedy = "give an operation; of a function, make a handler(fn)"
         raise ConfigError(field, f"Alternate({tier.operation!r}) has no ask()", remedy)

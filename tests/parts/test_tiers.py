@@ -14,7 +14,7 @@ import pytest
 
 from fallbacks import Alternate, Answer, Fallback, Question, Source, Static, handler
 from fallbacks.chain import may_await, name_of
-from tests.support import Boom, now, steps
+from tests.support import Boom, now, steady, steps
 
 pytestmark = pytest.mark.virtual_time
 
@@ -179,6 +179,12 @@ def test_a_handler_goes_by_the_name_of_its_function() -> None:
 
     assert name_of(handler(seen)) == "handler seen"
     assert name_of(handler(Callable())) == "handler <mine>"
+
+
+@pytest.mark.parametrize("thing", [None, 5, "plan b", Static("s")], ids=steady)
+def test_what_cannot_be_called_is_no_handler(thing: Any) -> None:
+    with pytest.raises(TypeError, match="is not a function"):
+        handler(thing)
 
 
 def test_a_handler_may_await_and_says_how_long_and_when() -> None:
