@@ -134,7 +134,7 @@ def check_listener(listener: object) -> None:
     """Raise a ConfigError for what cannot be told of an event."""
     if not callable(listener):
         raise ConfigError("on", f"{listener!r} is not a function", "decorate a plain function of the event")
-    if iscoroutinefunction(listener):
+    if iscoroutinefunction(listener) or iscoroutinefunction(getattr(listener, "__call__", None)):  # noqa: B004 - it is looked at
         problem = f"{listener!r} would not be awaited: events are told in the midst of a call"
         raise ConfigError("on", problem, "write a plain function, and put what takes time into a queue of your own")
 

@@ -20,7 +20,7 @@ from asyncio import (
     wait,
 )
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
@@ -320,10 +320,12 @@ class Gateway:
             await self._idle(drain_for, here)
         finally:
             try:
-                await self._cancel_the_rest(join_for, here)
-                await self._end_background(join_for, here)
-                await self._flush(join_for)
-                await self._disconnect(join_for)
+                async with AsyncExitStack() as ending:  # the last first, and each of them, whatever cuts another short
+                    ending.push_async_callback(self._disconnect, join_for)
+                    ending.push_async_callback(self._close_stores, join_for)
+                    ending.push_async_callback(self._flush, join_for)
+                    ending.push_async_callback(self._end_background, join_for, here)
+                    await self._cancel_the_rest(join_for, here)
                 stuck = await self._join_threads(join_for)
             finally:
                 with self._opening:
@@ -584,9 +586,8 @@ class Gateway:
             await wait(tasks, timeout=patience)
 
     async def _flush(self, patience: float) -> None:
-        """Let the memories write behind what they still have to write, and close their stores."""
+        """Let the memories write behind what they still have to write."""
         memories = self._memories()
-        stores = {memory.behind.store for memory in memories if memory.behind is not None}
         try:
             with suppress(TimeoutError):
                 async with timeout(patience):
@@ -594,7 +595,9 @@ class Gateway:
         finally:
             for memory in memories:
                 memory.stop_writing()
-        for store in stores:
+
+    async def _close_stores(self, patience: float) -> None:
+        for store in {memory.behind.store for memory in self._memories() if memory.behind is not None}:
             before = cancels()
             try:
                 async with timeout(patience):

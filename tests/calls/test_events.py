@@ -280,7 +280,13 @@ async def test_a_method_can_listen_and_stop_listening(gate: Gateway) -> None:
 async def hears_later(event: Event) -> None: ...
 
 
-@pytest.mark.parametrize("listener", [hears_later, 5, None], ids=["async", "a number", "nothing"])
+class LateEar:
+    async def __call__(self, event: Event) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "listener", [hears_later, LateEar(), 5, None], ids=["async", "an async object", "a number", "nothing"]
+)
 def test_what_could_not_hear_is_refused_when_it_is_added(gate: Gateway, listener: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         gate.on(CallFinished)(listener)

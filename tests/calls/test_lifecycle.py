@@ -585,6 +585,47 @@ async def test_what_is_to_be_written_behind_is_written_before_it_is_closed(gate:
     assert len(store._cache) == 10
 
 
+class Lasting(SimpleMemoryCache):
+    """A memory that takes a while to write, keeps no time, and says whether it was closed."""
+
+    closed = False
+
+    async def _set(self, *args: Any, **kwargs: Any) -> bool:
+        await asyncio.sleep(0.3)
+        kwargs["ttl"] = None
+        return await super()._set(*args, **kwargs)
+
+    async def close(self, *_: Any, **__: Any) -> None:
+        self.closed = True
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize(("after", "kept"), [(0.1, 1), (0.25, 0)], ids=["while calls end", "while it writes"])
+async def test_a_close_that_is_cut_short_in_one_step_takes_all_the_others(gate: Gateway, after, kept) -> None:
+    store = Lasting()
+    up = gate.upstream("world", policy=QUIET)
+
+    @up.operation(idempotent=True, fallback=[LastGood(store=store)])
+    async def ask(seconds: float) -> float:
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            await asyncio.sleep(seconds / 10)
+        return seconds
+
+    call = asyncio.ensure_future(ask(2.0))
+    await steps(1)
+    await ask(0.0)
+    closing = asyncio.ensure_future(gate.close(drain_for=0.0))
+    await asyncio.sleep(after)
+
+    await gone(closing)
+
+    assert len(store._cache) == kept
+    assert store.closed
+    await gone(call)
+
+
 @pytest.mark.virtual_time
 async def test_a_store_that_hangs_does_not_hold_up_the_close_and_leaves_no_task(gate: Gateway) -> None:
     class Hanging(SimpleMemoryCache):
