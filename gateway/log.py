@@ -48,7 +48,7 @@ def listen(gate: Gateway, *, logger: Logger | None = None, every: float = 1.0) -
     `unlogged` how many there were in between. A transition is always written.
     """
     listener = Listener(logger or structlog.get_logger("gateway"), every)
-    gate.on(CircuitChanged, CallFinished)(listener)
+    gate.on(CircuitChanged, CallFinished, plain_every=0)(listener)
     return listener
 
 

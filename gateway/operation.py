@@ -364,9 +364,15 @@ class Operation(Declaration[P, T]):
 
     def _tell_finished(self, call: Call, ended: str) -> None:
         listeners = self.upstream.listeners
+        hearers: Iterable[Callable[[CallFinished], object]] = listeners.call_finished
+        well = ended in AS_GOOD_AS_LIVE and call.error is None
+        if well and not call.attempts and not call.waited:
+            number, step = self.tally.ended[ended], listeners.plain_step
+            if not step or (number - 1) % step:
+                return  # most calls: few have anything to say of those that went plainly well
+            hearers = listeners.of_plain(number)
         source = ended if isinstance(ended, Source) else None
         now = self.upstream.clock()
-        well = source in AS_GOOD_AS_LIVE and call.error is None
         outcome = CANCELLED if ended is CANCELLED else Outcome.SUCCESS if well else call.outcome
         event = CallFinished(
             upstream=self.upstream.name,
@@ -381,7 +387,7 @@ class Operation(Declaration[P, T]):
             age=call.age,
             call=id(call),
         )
-        listeners.tell(listeners.call_finished, event)
+        listeners.tell(hearers, event)
 
     # -- answers that are not sent for
 

@@ -267,13 +267,19 @@ class Gateway:
 
     # -- events
 
-    def on(self, *kinds: type[events.Event]) -> Callable[[L], L]:
-        """Tell a function of these kinds of events (all, if none is named). A decorator; gives the function back."""
+    def on(self, *kinds: type[events.Event], plain_every: int = 1) -> Callable[[L], L]:
+        """Tell a function of these kinds of events (all, if none is named). A decorator; gives the function back.
+
+        `plain_every`: of the calls that went plainly well (answered live, from fresh memory or with an identical one,
+        at once and at the first try) it is told of one in so many of each operation, and with 0 of none: most calls
+        cost next to nothing then. ConfigError for what is no kind of event, and for no such number.
+        """
         events.check_kinds(kinds)
+        events.check_plain_every(plain_every)
 
         def add(listener: L) -> L:
             events.check_listener(listener)
-            self.listeners.add(listener, kinds)
+            self.listeners.add(listener, kinds, plain_every=plain_every)
             return listener
 
         return add

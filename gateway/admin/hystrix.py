@@ -104,8 +104,8 @@ class Gate(Protocol):
         """Its upstreams."""
         ...
 
-    def on(self, *kinds: type[Event]) -> Callable[[Any], Any]:
-        """Tell a function of events."""
+    def on(self, *kinds: type[Event], plain_every: int = 1) -> Callable[[Any], Any]:
+        """Tell a function of events; of calls that went plainly well, of one in so many."""
         ...
 
     def off(self, listener: Callable[[Any], object]) -> None:
@@ -136,7 +136,7 @@ class Hystrix:
     def _listen(self) -> None:
         if not self._listening:
             self._listening = True
-            self.gate.on(CallFinished)(self.call_finished)
+            self.gate.on(CallFinished, plain_every=0)(self.call_finished)
             self.sampler.each.append(self._mark)
 
     def call_finished(self, event: CallFinished) -> None:

@@ -29,7 +29,7 @@ from gateway.policy import Policy
 from gateway.upstream import Upstream
 
 PLAIN_EVERY = 100
-"""One in so many plainly live calls is kept."""
+"""One in so many plainly live calls of an operation is kept; nobody hears of the others."""
 KEPT, KEPT_PLAIN = 100, 25
 """Stories of each upstream."""
 A_SECOND = 100
@@ -123,8 +123,8 @@ class Line(Struct, frozen=True):
 class Gate(Protocol):
     """Whose stories they are: a gateway."""
 
-    def on(self, *kinds: type[Event]) -> Callable[[Any], Any]:
-        """Tell a function of events."""
+    def on(self, *kinds: type[Event], plain_every: int = 1) -> Callable[[Any], Any]:
+        """Tell a function of events; of calls that went plainly well, of one in so many."""
         ...
 
     def off(self, listener: Callable[[Any], object]) -> None:
@@ -143,19 +143,18 @@ class Gate(Protocol):
 class Kept:
     """The stories of one upstream, and the state of its circuit as far as it was heard of."""
 
-    __slots__ = ("circuits", "plain", "second", "seen", "telling", "told")
+    __slots__ = ("circuits", "plain", "second", "telling", "told")
 
     def __init__(self) -> None:
         self.telling: deque[Story] = deque(maxlen=KEPT)
         self.plain: deque[Story] = deque(maxlen=KEPT_PLAIN)
-        self.seen = 0  # plainly live calls
-        self.second = 0  # and how many were told in it
-        self.told = 0
+        self.second = 0
+        self.told = 0  # in that second
         self.circuits: OrderedDict[Hashable, tuple[str, float]] = OrderedDict()
 
 
 class Stories:
-    """Listens to a gateway from `listen` to `leave`. `plain_every`: one in so many plainly live calls is kept.
+    """Listens to a gateway from `listen` to `leave`. `plain_every`: one in so many plainly live calls of an operation.
 
     `errors=False`: errors are told by their type alone. `clock` gives the gateway's seconds, for what is noted here.
     `amiss` hears the name of an upstream that gave no live answer.
@@ -183,7 +182,7 @@ class Stories:
 
     def listen(self) -> None:
         """Begin."""
-        self.gate.on(CallFinished)(self.call_finished)
+        self.gate.on(CallFinished, plain_every=self.plain_every)(self.call_finished)
         self.gate.on(AttemptFailed)(self.attempt_failed)
         self.gate.on(CircuitChanged)(self.circuit_changed)
         self.gate.on(PolicyChanged)(self.policy_changed)
@@ -207,11 +206,7 @@ class Stories:
         if kept is None:
             kept = self._kept[event.upstream] = Kept()
         plain = event.error is None and not event.waited and event.attempts <= 1 and event.source in PLAIN
-        if plain:
-            kept.seen += 1
-            if kept.seen % self.plain_every != 1 % self.plain_every:
-                return
-        else:
+        if not plain:
             if event.error is not None and event.outcome not in HARMLESS:
                 self.amiss(event.upstream)
             if self._is_flooded(kept, event.at):

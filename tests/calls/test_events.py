@@ -368,6 +368,123 @@ async def test_without_a_listener_no_event_is_made(gate: Gateway, monkeypatch) -
     assert made == []
 
 
+# -- who hears of calls that went plainly well
+
+
+@pytest.mark.virtual_time
+async def test_who_wants_none_of_the_plain_calls_hears_of_all_others(gate: Gateway) -> None:
+    ends = {"failed": Boom(), "refused": Refused(), "well": None}
+    policy = replace(QUIET, bulkhead=BulkheadPolicy(limit=1, queue=1))
+    up = gate.upstream("world", policy=policy)
+    heard = Log()
+    gate.on(plain_every=0)(heard)
+
+    @up.operation(idempotent=True)
+    async def ask(how: str) -> str:
+        await asyncio.sleep(0.1)
+        if (error := ends[how]) is not None:
+            raise error
+        return how
+
+    @up.operation(idempotent=True, fallback=[Static("none")])
+    async def answered(how: str) -> str:
+        return await ask.__wrapped__(how)
+
+    for how in ends:
+        await ended(ask(how))
+    await ended(answered("failed"))
+    await asyncio.gather(*[ended(ask("well")) for _ in range(3)])  # one at once, one from the queue, one rejected
+    leaving = asyncio.create_task(ask("well"))
+    await asyncio.sleep(0.05)
+    await gone(leaving)
+
+    finished = [str(event.source or event.outcome) for event in heard.of(CallFinished)]
+    assert finished == ["failed", "refused", "static", "rejected", "live", "cancelled"]
+    assert heard.of(CallFinished)[4].waited == pytest.approx(0.1)
+    assert len(heard.of(AttemptFailed)) == 2
+
+
+@pytest.mark.virtual_time
+async def test_a_call_that_took_a_second_try_is_not_plain(gate: Gateway) -> None:
+    policy = replace(QUIET, retry=RetryPolicy(attempts=2, wait=wait_none(), budget=None))
+    heard = Log()
+    gate.on(CallFinished, plain_every=0)(heard)
+
+    @gate.upstream("world", policy=policy).operation(idempotent=True)
+    async def ask() -> str:
+        return "well"
+
+    with Faults(ask) as faults:
+        faults.error(Boom())
+        await ask()
+    await ask()
+
+    assert [(event.source, event.attempts) for event in heard] == [(Source.LIVE, 2)]
+
+
+@pytest.mark.virtual_time
+async def test_answers_from_memory_and_of_calls_in_flight_are_plain(gate: Gateway) -> None:
+    heard, every = Log(), Log()
+    gate.on(CallFinished, plain_every=0)(heard)
+    gate.on(CallFinished)(every)
+
+    @gate.upstream("world").operation(idempotent=True, fresh_for=60.0, coalesce=True)
+    async def ask(film: str) -> str:
+        await asyncio.sleep(0.1)
+        return film
+
+    await asyncio.gather(ask("Alien"), ask("Alien"))
+    await ask("Alien")
+
+    assert not heard
+    assert sorted(event.source for event in every) == ["cached", "coalesced", "live"]
+
+
+@pytest.mark.virtual_time
+async def test_one_in_so_many_plain_calls_of_each_operation_is_told_the_first_of_them(gate: Gateway) -> None:
+    up, third, fourth = gate.upstream("world"), Log(), Log()
+    gate.on(plain_every=3)(third)
+    gate.on(CallFinished, plain_every=4)(fourth)
+
+    @up.operation(idempotent=True)
+    async def ask() -> None: ...
+
+    @up.operation(idempotent=True)
+    async def other() -> None: ...
+
+    told = []
+    for number in range(1, 9):
+        await ask()
+        told.append((number, len(third), len(fourth)))
+    await other()
+
+    assert told == [(1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 2, 1), (5, 2, 2), (6, 2, 2), (7, 3, 2), (8, 3, 2)]
+    assert (third[-1].operation, fourth[-1].operation) == ("other", "other")
+
+
+@pytest.mark.virtual_time
+async def test_no_event_is_made_of_a_call_that_nobody_hears_of(gate: Gateway, monkeypatch) -> None:
+    made = []
+    monkeypatch.setattr("gateway.operation.CallFinished", lambda **facts: made.append(facts))
+    gate.on(CallFinished, plain_every=100)(lambda event: None)
+
+    @gate.upstream("world").operation(idempotent=True)
+    async def ask() -> None: ...
+
+    for _ in range(101):
+        await ask()
+
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("number", [-1, 0.5, True, "all", None])
+def test_so_many_is_a_whole_number(gate: Gateway, number: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        gate.on(CallFinished, plain_every=number)
+
+    assert caught.value.field == "plain_every"
+
+
 @pytest.mark.virtual_time
 async def test_a_listener_may_tune_isolate_and_restore(gate: Gateway) -> None:
     up = gate.upstream("world", policy=replace(QUIET, breaker=BreakerPolicy(min_calls=1)))

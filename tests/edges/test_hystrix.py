@@ -272,4 +272,7 @@ async def test_who_has_no_such_dashboard_pays_nothing() -> None:
     hystrix = Hystrix(gate, sampler)
 
     assert not gate.listeners.call_finished
+    list(hystrix.messages())
+    assert gate.listeners.call_finished
+    assert gate.listeners.of_plain(1) == [], "what goes plainly well it counts by the samples"
     hystrix.leave()

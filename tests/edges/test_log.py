@@ -128,6 +128,15 @@ async def test_the_listener_can_be_taken_off(recorder: Recorder) -> None:
     assert recorder.lines == []
 
 
+@virtual
+async def test_calls_that_go_plainly_well_are_not_listened_to(recorder: Recorder) -> None:
+    gate = Gateway()
+    listener = listen(gate, logger=recorder)
+
+    assert gate.listeners.call_finished == (listener,)
+    assert gate.listeners.of_plain(1) == []
+
+
 # -- how it is written
 
 

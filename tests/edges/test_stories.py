@@ -83,6 +83,7 @@ def texts(stories: Stories) -> list[str]:
 @virtual
 async def test_a_plainly_live_call_is_told_once_in_so_many(gate: Gateway, stories: Stories, ratings: Upstream) -> None:
     stories.plain_every = 10
+    stories.listen()  # again: what is said last holds
     stars = operation(ratings)
 
     async with gate:
@@ -311,6 +312,7 @@ def test_a_try_that_nobody_waited_for_is_not_taken_for_that_of_a_later_call(stor
 @virtual
 async def test_answers_from_memory_and_of_calls_in_flight_are_as_good_as_live(gate: Gateway, stories: Stories) -> None:
     stories.plain_every = 1
+    stories.listen()  # again: what is said last holds
     stars = operation(gate.upstream("ratings"), fresh_for=60.0, coalesce=True, key=lambda *_, **__: "ada")
 
     async with gate:
@@ -345,6 +347,7 @@ def test_calls_under_way_are_kept_within_bounds(stories: Stories) -> None:
 @virtual
 async def test_a_story_has_no_arguments_or_values(gate: Gateway, stories: Stories, ratings: Upstream) -> None:
     stories.plain_every = 1
+    stories.listen()  # again: what is said last holds
     stars = operation(ratings, fallback=[Static("static " + SECRET)])
 
     async with gate:
@@ -406,7 +409,6 @@ def test_long_texts_are_cut_to_one_line(stories: Stories) -> None:
 
 
 def test_one_upstream_drives_no_others_stories_out(stories: Stories) -> None:
-    stories.plain_every = 1
     other = end(source=None, attempts=1, error=Boom("once"))
     stories.call_finished(other)
     for _ in range(10 * KEPT):

@@ -228,3 +228,80 @@ def test_what_is_no_kind_of_event_is_refused_by_its_name(thing: Any) -> None:
 
     assert raised.value.field == "on"
     assert repr(thing) in raised.value.problem
+
+
+# -- calls that went plainly well
+
+
+def heard_of(listeners: Listeners, numbers: int) -> list[int]:
+    return [number for number in range(1, numbers + 1) if listeners.of_plain(number)]
+
+
+def test_of_plain_calls_each_is_heard_of_unless_it_is_said_how_many() -> None:
+    listeners, ear = Listeners(), Ear()
+    listeners.add(ear.hear, (CallFinished,))
+
+    assert heard_of(listeners, 5) == [1, 2, 3, 4, 5]
+    assert listeners.plain_step == 1
+
+
+def test_what_is_said_last_of_how_many_holds() -> None:
+    listeners, ear = Listeners(), Ear()
+    listeners.add(ear.hear, (), plain_every=1)
+    listeners.add(ear.hear, (CallFinished,), plain_every=3)
+
+    assert heard_of(listeners, 7) == [1, 4, 7]
+    assert len(listeners.of_plain(1)) == 1
+
+    listeners.add(ear.hear, (CallFinished,), plain_every=0)
+
+    assert heard_of(listeners, 7) == []
+    assert listeners.call_finished == (ear.hear,)
+
+
+def test_who_asks_for_another_kind_says_nothing_of_calls() -> None:
+    listeners, ear = Listeners(), Ear()
+    listeners.add(ear.hear, (CircuitChanged,))
+
+    assert listeners.of_plain(1) == []
+
+    listeners.add(ear.hear, (CallFinished,), plain_every=2)
+    listeners.add(ear.hear, (CircuitChanged,))
+
+    assert heard_of(listeners, 4) == [1, 3]
+
+
+def test_the_step_passes_over_none_that_somebody_hears_of() -> None:
+    listeners = Listeners()
+    for every in (4, 6, 0, 10):
+        listeners.add(Ear().hear, (CallFinished,), plain_every=every)
+
+    step = listeners.plain_step
+
+    assert step == 2
+    assert all((number - 1) % step == 0 for number in heard_of(listeners, 200))
+
+
+def test_who_is_removed_hears_of_no_plain_call() -> None:
+    listeners, one, other = Listeners(), Ear(), Ear()
+    listeners.add(one.hear, (), plain_every=2)
+    listeners.add(other.hear, (), plain_every=3)
+
+    listeners.remove(one.hear)
+
+    assert heard_of(listeners, 7) == [1, 4, 7]
+    listeners.remove(other.hear)
+    assert listeners.plain_step == 0
+
+
+def test_a_listener_that_raises_at_a_plain_call_hears_of_no_other() -> None:
+    listeners = Listeners()
+
+    def raises(_: Event) -> None:
+        raise ValueError
+
+    listeners.add(raises, ())
+    listeners.tell(listeners.of_plain(1), FINISHED)
+
+    assert listeners.plain_step == 0
+    assert not listeners.call_finished

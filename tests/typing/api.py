@@ -211,6 +211,11 @@ def told(event: Event) -> None:
     assert_type(event.at, float)
 
 
+@gate.on(CallFinished, plain_every=0)
+def told_of_the_others(event: CallFinished) -> None:
+    assert_type(event.attempts, int)
+
+
 @gate.on(PolicyChanged)
 def tuned(event: PolicyChanged) -> None:
     assert_type((event.before, event.after), tuple[Policy, Policy])
