@@ -161,6 +161,7 @@ async def test_nothing_is_composed_while_nobody_looks() -> None:
         async with viewing(url) as viewer:
             await viewer.message()
         await until(lambda: stream.viewers == 0)
+        assert not stream._looking
         seen = compose.number
         await asyncio.sleep(0.03)
         assert compose.number == seen
@@ -188,6 +189,138 @@ async def test_who_takes_nothing_is_let_go_and_holds_up_nobody(monkeypatch: pyte
             await gone(reading)
         assert stuck.writer is not None
         await until(lambda: stream.viewers == 0)
+
+
+class Line:
+    """A transport as far as a viewer needs one: what was written to it, and what of that is not taken yet."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.left = 0
+        self.closing = False
+
+    def write(self, message: bytes) -> None:
+        self.written.append(message)
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def abort(self) -> None:
+        self.closing = True
+
+
+def viewer_of(line: Line) -> live.Viewer:
+    return live.Viewer(line, "", packed=False, chunked=True, at=100.0)  # type: ignore[arg-type]
+
+
+async def test_a_viewer_who_is_busy_with_a_message_gets_none_and_is_let_go_after_a_while() -> None:
+    line = Line()
+    viewer = viewer_of(line)
+    line.left = 1
+
+    assert not viewer.takes(100.0 + live.PATIENCE)
+    assert not viewer.gone.is_set()
+    line.left = 0
+    assert viewer.takes(200.0)
+    line.left = 1
+    assert not viewer.takes(200.0)
+    assert viewer.gone.is_set()
+    assert line.closing
+
+
+async def test_a_viewer_who_takes_each_message_in_time_stays_however_long_he_looks() -> None:
+    line, stream = Line(), Stream("test", Composer())
+    viewer = viewer_of(line)
+    for number in (1, 2):
+        stream._message, stream._number = b"data: %d\n\n" % number, number
+        stream._hand(viewer, 1000.0 * number)
+    line.left = 1
+
+    assert len(line.written) == 2
+    assert not viewer.takes(2000.0 + live.PATIENCE)
+    assert not viewer.gone.is_set()
+
+
+async def test_a_viewer_who_has_left_gets_nothing_and_is_noticed() -> None:
+    line = Line()
+    viewer = viewer_of(line)
+    line.closing = True
+
+    assert not viewer.takes(100.0)
+    assert viewer.gone.is_set()
+
+
+async def test_who_comes_while_the_first_message_is_composed_gets_nothing_before_it() -> None:
+    composed = asyncio.Event()
+
+    async def compose() -> bytes:
+        await composed.wait()
+        return b"data: first\n\n"
+
+    async with stream_of(compose) as (stream, url), viewing(url), viewing(url) as second:
+        await until(lambda: len(stream._looking) == 2)
+        composed.set()
+
+        assert await second.reader.readline() == b"d\r\n"  # the length of a chunk; 0 would end the stream
+        assert await second.message() == b"data: first\n"
+
+
+async def test_all_who_look_are_handed_the_same_bytes_packed_and_framed_once() -> None:
+    compose = Telling()
+    stream = Stream("test", compose, whole=compose.whole, beside=compose.beside, every=3600)
+    lines = [Line() for _ in range(20)]
+    stream._looking = [viewer_of(line) for line in lines]
+    stream._viewers = len(lines)
+
+    stream._begin()
+    await until(lambda: all(line.written for line in lines))
+    await stream.close()
+
+    assert len({id(line.written[0]) for line in lines}) == 1
+    whole = b"data: all of 1\n\n"
+    assert lines[0].written == [b"%x\r\n%b\r\n" % (len(whole), whole)]
+
+
+async def test_who_speaks_http_as_before_chunks_gets_a_stream_that_ends_with_the_connection() -> None:
+    async with stream_of(Composer()) as (stream, url):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(b"GET /live HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        first = await reader.readuntil(b"\n\n")
+        await stream.close()
+        async with asyncio.timeout(PATIENCE):
+            rest = await reader.read()
+        writer.close()
+
+    assert b"chunked" not in head
+    assert first == b"data: 1 xxxxxxxxxx\n\n"
+    assert not rest.endswith(b"0\r\n\r\n")
+
+
+async def test_details_are_not_packed_and_stand_in_a_packed_stream_all_the_same() -> None:
+    compose, stream = Telling(size=500), []
+    details = bytes(range(32, 127)).replace(b'"', b"") * 900  # more than one block of what is not packed
+
+    async def asking(request: web.Request) -> web.StreamResponse:
+        return await stream[0].show(request, request.query.get("details", ""))
+
+    stream.append(Stream("test", compose, beside=lambda _: b"data: %b\n\n" % details, every=0.01))
+    app = web.Application()
+    app.router.add_get("/live", asking)
+    async with (
+        served(app) as url,
+        ClientSession(url, headers={"Accept-Encoding": "gzip"}, read_bufsize=2**20) as session,
+        session.get("/live?details=films") as viewer,
+    ):
+        seen = [await viewer.content.readuntil(b"\n\n") for _ in range(4)]
+        await stream[0].close()
+
+    assert viewer.headers["Content-Encoding"] == "gzip"
+    assert seen[0] == seen[2] == b"data: %b\n\n" % details
+    assert [message.split()[1] for message in seen[1::2]] == [b"1", b"2"]
 
 
 async def test_a_message_that_cannot_be_composed_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -228,14 +361,12 @@ async def test_the_first_message_is_the_whole_and_then_there_is_news() -> None:
 
 
 async def test_who_missed_a_message_gets_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    compose, hand = Telling(), Stream._hand
+    compose, takes = Telling(), live.Viewer.takes
 
-    async def slow(self: Stream, *args: Any) -> None:
-        await hand(self, *args)
-        now = compose.number
-        await until(lambda: compose.number > now + 1)
+    def takes_every_other(self: live.Viewer, now: float) -> bool:
+        return takes(self, now) and compose.number % 2 == 1
 
-    monkeypatch.setattr(Stream, "_hand", slow)
+    monkeypatch.setattr(live.Viewer, "takes", takes_every_other)
 
     async with stream_of(compose, whole=compose.whole) as (_, url), viewing(url) as viewer:
         seen = [await viewer.message() for _ in range(4)]
