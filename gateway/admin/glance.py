@@ -13,6 +13,7 @@ in the browser, up to the second that all have been looked at in. The details of
 from __future__ import annotations
 
 from asyncio import Event
+from operator import sub
 from typing import Any, NamedTuple
 
 from msgspec import Raw
@@ -27,9 +28,11 @@ NO_OWN: list[str] = []
 
 
 class Shown(NamedTuple):
-    """A row as JSON, save its sparklines, and all that it was made of."""
+    """A row as JSON, save its sparklines, and all that it was made of; `head` is what of it seldom moves."""
 
     made_of: tuple[object, ...]
+    status: tuple[object, ...]
+    head: bytes
     row: bytes
 
 
@@ -119,70 +122,79 @@ class Glance:
         """Whether its row is another than it was; then it is put down anew."""
         pool, (after, before), status = upstream.bulkhead, track.ends, self._status(upstream)
         looks = (after.operations, before.operations, after.waits, before.waits, round(after.at - before.at, 1))
-        made_of = (*looks, pool.in_use, pool.peak, *status)
+        made_of = (*looks, pool.in_use, pool.peak, pool.abandoned, pool.waiting)
         kept = self._shown.get(upstream.name)
-        if kept is not None and kept.made_of == made_of:
+        if kept is not None and kept.made_of == made_of and kept.status == status:
             return False
-        row = self._row(upstream, status, moving(after, before))
-        self._shown[upstream.name] = Shown(made_of, ENCODER.encode(row))
+        head = kept.head if kept is not None and kept.status == status else self._head(upstream, status)
+        row = joined(head, ENCODER.encode({"pool": pool_of(upstream), "window": moving(after, before)}))
+        self._shown[upstream.name] = Shown(made_of, status, head, row)
         return True
 
     def _status(self, upstream: Upstream) -> tuple[object, ...]:
         """How it is, and how it is tuned."""
-        state, pool, breaker = self._state, upstream.bulkhead, upstream.breaker
+        state, breaker = self._state, upstream.breaker
         circuit, closes_in = "closed", None
         if not breaker.at_rest:
             shot = breaker.snapshot()
             circuit, closes_in = shot.state, left(shot.open_until, upstream.clock())
         own = [one.state.name for _, one in upstream.circuits if not one.at_rest] if len(upstream.circuits) else NO_OWN
         drift, policy = state.tuned(upstream.name).drift, upstream.policy
-        places = (pool.abandoned, pool.waiting)
-        return (*places, circuit, closes_in, own, state.endpoints_of(upstream), drift, state.adds_up(upstream), policy)
+        return (circuit, closes_in, own, state.endpoints_of(upstream), drift, state.adds_up(upstream), policy)
 
     @staticmethod
-    def _row(upstream: Upstream, status: Any, window: Document) -> Document:
-        """A row, with the names of the whole document."""
-        abandoned, waiting, circuit, closes_in, own, endpoints, drift, adds_up, policy = status
-        pool = upstream.bulkhead
-        return {
-            "name": upstream.name,
-            "kind": "plain" if endpoints is None else "http",
-            "drift": {knob: [number(old), number(new)] for knob, (old, new) in drift.items()},
-            "circuit": {"state": circuit, "closes_in": closes_in, "enforced": policy.breaker.enforce},
-            "circuits": [{"state": name} for name in own[:CIRCUITS]],
-            "pool": {
-                "limit": number(policy.bulkhead.limit),
-                "in_use": pool.in_use,
-                "abandoned": abandoned,
-                "waiting": waiting,
-                "queue": number(policy.bulkhead.queue),
-                "peak": pool.peak,
-            },
-            "window": window,
-            "adds_up": adds_up,
-            "endpoints": None if endpoints is None else [{"state": name} for name in endpoints.values()],
-        }
+    def _head(upstream: Upstream, status: Any) -> bytes:
+        """What of a row is made of its status, with the names of the whole document."""
+        circuit, closes_in, own, endpoints, drift, adds_up, policy = status
+        return ENCODER.encode(
+            {
+                "name": upstream.name,
+                "kind": "plain" if endpoints is None else "http",
+                "drift": {knob: [number(old), number(new)] for knob, (old, new) in drift.items()},
+                "circuit": {"state": circuit, "closes_in": closes_in, "enforced": policy.breaker.enforce},
+                "circuits": [{"state": name} for name in own[:CIRCUITS]],
+                "adds_up": adds_up,
+                "endpoints": None if endpoints is None else [{"state": name} for name in endpoints.values()],
+            }
+        )
+
+
+def joined(one: bytes, other: bytes) -> bytes:
+    """Both objects as one."""
+    return b"%b,%b" % (one[:-1], other[1:])
+
+
+def pool_of(upstream: Upstream) -> Document:
+    """Its places."""
+    pool, policy = upstream.bulkhead, upstream.policy.bulkhead
+    return {
+        "limit": number(policy.limit),
+        "in_use": pool.in_use,
+        "abandoned": pool.abandoned,
+        "waiting": pool.waiting,
+        "queue": number(policy.queue),
+        "peak": pool.peak,
+    }
 
 
 def row_with(row: bytes, sparks: Document) -> Raw:
-    """Both objects as one."""
-    return Raw(b"%b,%b" % (row[:-1], ENCODER.encode(sparks)[1:]))
+    """A row with its sparklines."""
+    return Raw(joined(row, ENCODER.encode(sparks)))
 
 
 def sparks_of(track: Track, last: int = SPARK) -> Document:
     """The last seconds of its sparklines, and which one they end with."""
-    places = range(max(0, SPARK - last), SPARK)
-    sparks = {"spark": track.asked, "spark_degraded": track.degraded, "spark_failed": track.failed}
-    return {"second": track.second, **{name: [spark[place] for place in places] for name, spark in sparks.items()}}
+    asked, degraded, failed = [[*spark][-last:] for spark in (track.asked, track.degraded, track.failed)]
+    return {"second": track.second, "spark": asked, "spark_degraded": degraded, "spark_failed": failed}
 
 
 def moving(after: Look, before: Look) -> Document:
     """What happened between two looks, as in the whole document; but a rate that is not there is 0."""
     seconds = max(after.at - before.at, 1e-9)
-    each = zip(MOVING, after.counts, before.counts, strict=True)
+    moved = zip(MOVING, map(sub, after.counts, before.counts), strict=True)
     return {
         "seconds": round(seconds, 3),
-        "rates": {name: round((now - then) / seconds, 3) for name, now, then in each if now != then},
+        "rates": {name: round(number / seconds, 3) for name, number in moved if number},
         "latency": figures_of(after.latency.since(before.latency)),
         "waits": figures_of(after.waits.since(before.waits)),
     }

@@ -41,6 +41,7 @@ class Piece(NamedTuple):
     ages: Buckets | None
     window: Window
     remembered: tuple[Any, Any]
+    adds_up: bool
     json: Raw
 
 
@@ -82,15 +83,17 @@ class Pieces:
                 remembered = plain(memory)
             if kept.ages is not ages:
                 its_ages = ages_of(operation)
+        adds_up = add_up(numbers)
         shown = {
             "name": name,
             "total": dict(zip(COUNTS, numbers, strict=True)),
             "window": window_of(window),
             "memory": remembered,
             "ages": its_ages,
-            "adds_up": add_up(numbers),
+            "adds_up": adds_up,
         }
-        piece = self._operations[name] = Piece(*made_of, window, (remembered, its_ages), Raw(ENCODER.encode(shown)))
+        json = Raw(ENCODER.encode(shown))
+        piece = self._operations[name] = Piece(*made_of, window, (remembered, its_ages), adds_up, json)
         return piece
 
     def window(self, after: Look, before: Look, track: Track) -> Raw:

@@ -15,8 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context
-from itertools import accumulate, repeat
-from operator import add, itemgetter, sub
+from itertools import accumulate
+from operator import add, attrgetter, itemgetter, sub
 from time import monotonic, time
 from typing import NamedTuple, Protocol
 
@@ -45,7 +45,9 @@ GENERATION = 300
 SLICE = 20
 """Upstreams that are looked at in one turn of the loop, which costs as much as to look at a few of them."""
 
-MOVING = ("asked", "attempts", "retries", "overran", "refreshed", "refresh_failed", *map(str, ENDS))
+TALLIED = ("asked", "attempts", "retries", "overran", "refreshed", "refresh_failed")
+TAKEN = attrgetter(*TALLIED)
+MOVING = (*TALLIED, *map(str, ENDS))
 """What is taken of each operation, in this order."""
 ASKED, ATTEMPTS, RETRIES, REFRESHED = 0, 1, 2, 4
 SPARED = itemgetter(*map(MOVING.index, ("cached", "coalesced")))
@@ -103,14 +105,14 @@ class Buckets(Struct, frozen=True, gc=False):
             return each[0] if each else NONE
         first = min([one.first for one in each])
         size = max([one.first + len(one.counts) for one in each]) - first
-        counts = tuple(map(sum, zip(*[one.counts_from(first, size) for one in each], strict=True)))
+        counts = added([one.counts_from(first, size) for one in each])
         return cls(first, counts, sum([one.sum for one in each]), max([one.max for one in each]))
 
-    def counts_from(self, first: int, size: int) -> Sequence[int]:
+    def counts_from(self, first: int, size: int) -> tuple[int, ...]:
         """As many counts from an earlier place on."""
         before = self.first - first
         after = size - before - len(self.counts)
-        return [*repeat(0, before), *self.counts, *repeat(0, after)] if before or after else self.counts
+        return (0,) * before + self.counts + (0,) * after if before or after else self.counts
 
     def snapshot(self) -> LatencySnapshot:
         """The figures."""
@@ -203,10 +205,9 @@ class Mark(Struct, frozen=True, gc=False):
     def of(cls, operation: Operation[..., object], before: Mark) -> Mark:
         """As they are now; of one that has not moved since `before` there is only one."""
         tally, latency = operation.tally, operation.latency
-        counts = (
-            *(tally.asked, tally.attempts, tally.retries, tally.overran, tally.refreshed, tally.refresh_failed),
-            *tally.ended.values(),
-        )
+        if before is BEGINNING and not tally.asked:
+            return before  # it was never asked, as most of the methods that each HTTP upstream has
+        counts = TAKEN(tally) + tuple(tally.ended.values())
         if counts == before.counts and latency._sum == before.latency.sum:  # noqa: SLF001 - see Buckets
             return before
         return cls(counts, Buckets.of(latency, before.latency))
@@ -332,16 +333,17 @@ class Track:
             self.looks.popleft()
         came = NOTHING if look.counts == before.counts else tuple(map(sub, look.counts, before.counts))
         asked, degraded, failed = came[ASKED], sum(DEGRADED(came)), sum(FAILED(came))
-        for spark, number in ((self.asked, asked), (self.degraded, degraded), (self.failed, failed)):
-            spark.extend(repeat(number and round(number / seconds, 2), whole))
+        self.asked.extend((asked and round(asked / seconds, 2),) * whole)
+        self.degraded.extend((degraded and round(degraded / seconds, 2),) * whole)
+        self.failed.extend((failed and round(failed / seconds, 2),) * whole)
         self.still_for = 0 if asked or degraded or failed else self.still_for + whole
         # A place in the pool was for each call that memory did not answer, nor an identical one in flight, for each
         # retry, and each refresh.
         wanted = asked + came[RETRIES] + came[REFRESHED] - sum(SPARED(came))
-        self.arrivals.extend(repeat(max(0, wanted) / seconds, whole))
+        self.arrivals.extend((max(0, wanted) / seconds,) * whole)
         self.spans[-1].loads.rest(max(0, TICKS_A_SECOND * whole - self.busy))
         self.busy = 0
-        self.peaks.extend(repeat(0, whole))
+        self.peaks.extend((0,) * whole)
         if look.at - self.spans[-1].began_at >= GENERATION:
             self.spans.append(Span(look))
 
@@ -510,5 +512,13 @@ def look_of(upstream: Upstream, at: float, before: Look | None = None) -> Look:
     waits = Buckets.of(upstream.waits, None if before is None else before.waits)
     if before is not None and operations is known:
         return before.again(at, waits)
-    counts = tuple(map(sum, zip(NOTHING, *[mark.counts for mark in operations.values()], strict=True)))
-    return Look(at, operations, counts, waits)
+    return Look(at, operations, added([mark.counts for mark in operations.values()]), waits)
+
+
+def added(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The sum of rows of numbers that are as long as each other, column by column; of no row, `NOTHING`."""
+    first, *others = rows or (NOTHING,)
+    total: Iterable[int] = first
+    for row in others:
+        total = map(add, total, row)  # all of it in one pass, at the end
+    return tuple(total)

@@ -26,8 +26,8 @@ from yarl import URL
 
 from gateway.admin.advice import advice_for
 from gateway.admin.hystrix import Hystrix
-from gateway.admin.pieces import COUNTS, ENCODER, Piece, Pieces, add_up, number
-from gateway.admin.sampler import Sampler, Track
+from gateway.admin.pieces import COUNTS, ENCODER, Piece, Pieces, number
+from gateway.admin.sampler import Sampler, Track, added
 from gateway.admin.stories import LINES, PLAIN_EVERY, Stories, Story, short
 from gateway.breaker import BreakerSnapshot, CircuitBreaker
 from gateway.http.client import HttpUpstream
@@ -236,8 +236,8 @@ class State:
             },
             "budget": budget_of(made_of.budget, policy.retry.budget),
             "window": made_of.window,
-            "total": dict(zip(COUNTS, map(sum, zip(*numbers, strict=True)) if numbers else repeat(0), strict=False)),
-            "adds_up": all(map(add_up, numbers)),
+            "total": dict(zip(COUNTS, added(numbers) if numbers else repeat(0), strict=False)),
+            "adds_up": all(one.adds_up for one in made_of.operations),
             "spark": list(track.asked),
             "spark_degraded": list(track.degraded),
             "spark_failed": list(track.failed),
@@ -310,7 +310,10 @@ class State:
             self._look_at_endpoints(upstream)
         if self.sampler.track(upstream).moved:
             for operation in upstream:
-                self._add_up(upstream, operation)
+                tally = operation.tally
+                adds_up = tally.asked == len(operation.calls) + sum(tally.ended.values())
+                if not adds_up or self._amiss:
+                    self._note_whether(adds_up, upstream, operation)
 
     def _look_at_endpoints(self, upstream: HttpUpstream) -> None:
         states = upstream.routes.endpoints.states()
@@ -327,10 +330,9 @@ class State:
             self.stories.note("endpoint", upstream.name, f"{url} {known[url]} -> gone")
         self._endpoints[upstream.name] = present
 
-    def _add_up(self, upstream: Upstream, operation: Operation[..., Any]) -> None:
+    def _note_whether(self, adds_up: bool, upstream: Upstream, operation: Operation[..., Any]) -> None:  # noqa: FBT001
         """Promise 10, for as long as anybody watches. It holds between any two lines of ours: nothing awaits here."""
-        name, tally = (upstream.name, operation.name), operation.tally
-        adds_up = tally.asked == len(operation.calls) + sum(tally.ended.values())
+        name = (upstream.name, operation.name)
         if not adds_up and name not in self._amiss:
             self._amiss.add(name)
             self.stories.note("warning", upstream.name, f"the numbers of {operation.name} do not add up (promise 10)")

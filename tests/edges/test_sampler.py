@@ -251,6 +251,22 @@ def test_percentiles_of_a_difference_are_those_of_what_came(gate: Gateway) -> No
     assert 0.1 <= came.max <= 0.1 * 1.19
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_histograms_put_together_are_one_of_all_that_came(order: tuple[int, ...]) -> None:
+    durations = [[0.3, 0.35, 0.3], [0.00002, 0.001], [7.0, 0.0001]]
+    each, both = [Histogram(), Histogram(), Histogram()], Histogram()
+    for histogram, came in zip(each, durations, strict=True):
+        for seconds in came:
+            histogram.record(seconds)
+            both.record(seconds)
+
+    together = Buckets.together([NONE, *[Buckets.of(each[place]) for place in order]])
+
+    assert list(together.bars()) == list(Buckets.of(both).bars())
+    assert (together.total, together.max) == (7, 7.0)
+    assert together.sum == pytest.approx(sum(map(sum, durations)))
+
+
 def test_nothing_came_is_no_number_but_zero() -> None:
     histogram = Histogram()
     histogram.record(0.5)
