@@ -19,6 +19,7 @@ from math import ceil, inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from fallbacks.chain import cancelled_inside_has_failed
 from fallbacks.envelope import Undecodable, stamp_of, unwrap, wrap
 from fallbacks.spelling import spelled
 from fallbacks.wall import WALL, WallClock
@@ -269,16 +270,9 @@ class Behind:
         try:
             pairs = await self._encoded(batch)
             asked = bool(batch)
-            async with asyncio.timeout(STORE_TIMEOUT):
-                if pairs:
-                    named = [(name, data) for _, name, data in pairs]
-                    await self._store.multi_set(named, ttl=self._ttl, dumps_fn=as_it_is, timeout=0)
-                    self.writes += len(pairs)
-                    for key, _, _ in pairs:
-                        del batch[key]
-                for key in list(batch):  # all that is left is to be forgotten
-                    await self._store.delete(name_of(key), timeout=0)
-                    del batch[key]
+            with cancelled_inside_has_failed():
+                async with asyncio.timeout(STORE_TIMEOUT):
+                    await self._store_all(batch, pairs)
         except Exception as error:  # noqa: BLE001 - a store that fails costs a log line and a counter
             self._failed("write", error)
             if self._most == 1:
@@ -293,6 +287,17 @@ class Behind:
             self._probing = False
             self._most = min(BATCH, self._most * FEWER)
         await asyncio.sleep(0)  # a store that never waits must not keep the loop
+
+    async def _store_all(self, batch: dict[Hashable, Write], pairs: list[tuple[Hashable, str, bytes | str]]) -> None:
+        if pairs:
+            named = [(name, data) for _, name, data in pairs]
+            await self._store.multi_set(named, ttl=self._ttl, dumps_fn=as_it_is, timeout=0)
+            self.writes += len(pairs)
+            for key, _, _ in pairs:
+                del batch[key]
+        for key in list(batch):  # all that is left is to be forgotten
+            await self._store.delete(name_of(key), timeout=0)
+            del batch[key]
 
     async def _encoded(self, batch: dict[Hashable, Write]) -> list[tuple[Hashable, str, bytes | str]]:
         """The values of a batch as key, name in the store, bytes. What cannot be encoded is taken out of the batch."""
@@ -371,8 +376,9 @@ class Behind:
             self._probing = False
             return None
         try:
-            async with asyncio.timeout(STORE_TIMEOUT):
-                answers = await self._store.multi_get(names, loads_fn=as_it_is, timeout=0)
+            with cancelled_inside_has_failed():
+                async with asyncio.timeout(STORE_TIMEOUT):
+                    answers = await self._store.multi_get(names, loads_fn=as_it_is, timeout=0)
         except Exception as error:  # noqa: BLE001 - a store that fails costs a log line and a counter
             self._failed("read", error)
             return None
@@ -410,8 +416,9 @@ class Behind:
         if tell is None or not self._may_go():
             return {}
         try:
-            async with asyncio.timeout(WARM_TIMEOUT):
-                entries: dict[str, bytes] = await tell(most_entries, most_bytes)
+            with cancelled_inside_has_failed():
+                async with asyncio.timeout(WARM_TIMEOUT):
+                    entries: dict[str, bytes] = await tell(most_entries, most_bytes)
         except Exception as error:  # noqa: BLE001 - a store that fails costs a log line and a counter
             self._failed("read", error)
             return {}

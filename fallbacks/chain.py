@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import iscoroutinefunction
 from math import inf
 from typing import Any
@@ -18,6 +18,7 @@ Scope = Callable[[float], AbstractContextManager[object]]
 
 
 LONGEST = 300
+CANCELLED_INSIDE = "a task of its own was cancelled"
 """Characters of a foreign error that go into a message or a note."""
 
 
@@ -109,7 +110,7 @@ class Fallback:
 
     def _note_failure(self, tier: Tier, question: Question, error: BaseException) -> None:
         self.failed += 1
-        why = "a task of its own was cancelled" if isinstance(error, asyncio.CancelledError) else told(error)
+        why = CANCELLED_INSIDE if isinstance(error, asyncio.CancelledError) else told(error)
         question.error.add_note(f"{name_of(tier)} failed: {why}")
 
     async def _wait_for(self, place: int, tier: Tier, promise: object, question: Question) -> Answer[Any] | None:
@@ -206,6 +207,18 @@ def dismiss(promise: object) -> None:
 def has_left(error: BaseException, before: int) -> bool:
     """Whether it is the caller who was told to leave, and not something inside that was cancelled."""
     return isinstance(error, asyncio.CancelledError) and cancels() > before
+
+
+@contextmanager
+def cancelled_inside_has_failed() -> Iterator[None]:
+    """For what others wrote: a CancelledError that its caller was not told is a failure of it, as any other."""
+    before = cancels()
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        if has_left(error, before):
+            raise
+        raise RuntimeError(CANCELLED_INSIDE) from error
 
 
 def cancels() -> int:

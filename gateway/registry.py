@@ -7,7 +7,6 @@ import logging
 import os
 from asyncio import (
     AbstractEventLoop,
-    CancelledError,
     Event,
     Future,
     Task,
@@ -30,7 +29,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from weakref import WeakSet
 
-from fallbacks.chain import cancels, has_left
+from fallbacks.chain import cancelled_inside_has_failed
 from fallbacks.last_good import LastGood
 from gateway import events
 from gateway.background import Background
@@ -604,13 +603,11 @@ class Gateway:
 
     async def _close_stores(self, patience: float) -> None:
         for store in {memory.behind.store for memory in self._memories() if memory.behind is not None}:
-            before = cancels()
             try:
-                async with timeout(patience):
-                    await store.close()
-            except (Exception, CancelledError) as error:
-                if has_left(error, before):
-                    raise
+                with cancelled_inside_has_failed():
+                    async with timeout(patience):
+                        await store.close()
+            except Exception:
                 log.exception("the store behind LastGood could not be closed")
 
     async def _disconnect(self, patience: float) -> None:

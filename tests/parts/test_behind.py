@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from asyncio import create_task, sleep
+from asyncio import CancelledError, create_task, sleep
 from contextvars import ContextVar
 from math import inf
 from pathlib import Path
@@ -552,11 +552,14 @@ def warned(caplog: pytest.LogCaptureFixture, what: str) -> list[int]:
     return [record.args[1] for record in lines]  # type: ignore[index, misc]
 
 
+@pytest.mark.parametrize(
+    "error", [Boom("disk full"), CancelledError()], ids=["an error", "a task of its own cancelled"]
+)
 async def test_a_store_that_fails_is_left_alone_and_tried_again(
-    store: Store, behind: Behind, caplog: pytest.LogCaptureFixture
+    store: Store, behind: Behind, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     caplog.set_level(logging.INFO, "gateway")
-    store.error = Boom("disk full")
+    store.error = error
     store.put("k", "v", 1_000_000.0)
 
     answers = [await behind.read("k") for _ in range(20)]
@@ -823,6 +826,19 @@ async def test_stopping_ends_the_timer_that_would_write(store: Store, behind: Be
     assert store.batches == []
 
 
+async def test_a_writer_whose_store_was_cancelled_has_failed_and_is_not_begun_again_without_end(
+    store: Store, behind: Behind, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.error = CancelledError()
+    behind.write("k", "v")
+
+    await behind.flush()
+
+    assert len(store.batches) <= FAILURES
+    assert behind.errors == len(store.batches)
+    assert "failed to write" in caplog.text
+
+
 async def test_a_writer_that_is_cancelled_loses_nothing(store: Store, behind: Behind) -> None:
     store.delay = 0.5
     for number in range(300):
@@ -908,9 +924,12 @@ async def test_a_store_that_tells_nothing_has_no_newest(behind: Behind) -> None:
     assert await behind.newest(10, inf) == {}
 
 
-async def test_a_store_that_fails_to_tell_its_newest_has_none(store: Store, behind: Behind) -> None:
+@pytest.mark.parametrize("error", [Boom, CancelledError], ids=["an error", "a task of its own cancelled"])
+async def test_a_store_that_fails_to_tell_its_newest_has_none(
+    store: Store, behind: Behind, error: type[BaseException]
+) -> None:
     async def newest(most_entries: int, most_bytes: float) -> dict[str, bytes]:
-        raise Boom
+        raise error
 
     store.newest = newest  # type: ignore[attr-defined]
 
