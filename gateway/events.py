@@ -10,6 +10,7 @@ them need not hear of each, and what nobody hears of is not made.
 from __future__ import annotations
 
 import logging
+from asyncio import CancelledError
 from collections.abc import Callable, Hashable, Iterable
 from inspect import iscoroutinefunction, ismethod
 from math import gcd
@@ -124,7 +125,7 @@ class Listeners:
         for listener in listeners:
             try:
                 listener(event)
-            except Exception:
+            except (Exception, CancelledError):  # nobody is told to leave in a plain function: it asked a dead future
                 self.remove(listener)
                 log.exception("listener %r raised and was removed", listener)
 

@@ -318,8 +318,9 @@ async def test_two_listeners_that_are_equal_are_two(gate: Gateway) -> None:
 
 
 @pytest.mark.virtual_time
+@pytest.mark.parametrize("error", [KeyError("the listener's"), asyncio.CancelledError("the listener's")], ids=repr)
 async def test_a_listener_that_raises_is_logged_and_removed_and_changes_nothing(
-    gate: Gateway, log: Log, caplog
+    gate: Gateway, log: Log, caplog, error: BaseException
 ) -> None:
     heard = []  # peers, row 5
     up = gate.upstream("world", policy=replace(QUIET, breaker=BreakerPolicy(min_calls=2)))
@@ -327,7 +328,7 @@ async def test_a_listener_that_raises_is_logged_and_removed_and_changes_nothing(
     @gate.on()
     def raises(event: Event) -> None:
         heard.append(event)
-        raise KeyError("the listener's")
+        raise error
 
     @up.operation(idempotent=True)
     async def ask() -> None:
