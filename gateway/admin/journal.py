@@ -238,7 +238,7 @@ def decoded(line: bytes) -> Record | None:
     """The record in a line, if it is one."""
     try:
         return msgspec.json.decode(line, type=Record)
-    except msgspec.DecodeError:  # also what is well-formed, and no record
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # also what is well-formed, and no record
         return None
 
 

@@ -388,7 +388,7 @@ async def body_of(request: web.Request) -> Any:
         return msgspec.json.decode(content) if content else None
     except TimeoutError:
         raise Problem.of(408, "body", "it did not come", "send all of it") from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem.of(400, "body", f"it is no JSON: {shown(str(error))}", "mend it") from None
 
 

@@ -15,7 +15,7 @@ from msgspec.json import Decoder
 from gateway.call import Call
 from gateway.http.errors import BadReply
 from gateway.http.kept import Names, size_of_reply, worth_keeping
-from gateway.http.reply import HttpReply
+from gateway.http.reply import HttpReply, decoded
 from gateway.http.request import IDEMPOTENT, Headers, HttpRequest, Params, checked, confined, request_of, segment_of
 from gateway.http.routed import RoutedOperation
 from gateway.http.routes import Route, Trip
@@ -122,7 +122,7 @@ class DeclaredOperation(RoutedOperation[..., T]):
         try:
             if self._decode is None:
                 self._decode = Decoder(self._said.into).decode
-            return self._decode(reply.body)
+            return decoded(self._decode, reply.body)
         except DecodeError as error:
             problem = f"{self._said.method} {self._said.path}: {reply.status}, not as agreed: {error}"
         raise BadReply(problem, reply=reply)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from msgspec import Struct
+from msgspec import DecodeError, Struct
 from msgspec.json import decode
 
 from gateway.outcome import Refused
@@ -35,7 +37,7 @@ class HttpReply(Struct, frozen=True, gc=False):
     def json(self, into: type[T]) -> T: ...
     def json(self, into: Any = Any) -> Any:
         """The body, read as JSON into a type. Raises msgspec.DecodeError, or its kind ValidationError."""
-        return decode(self.body, type=into)
+        return decoded(partial(decode, type=into), self.body)
 
     def text(self) -> str:
         """The body as text, in the charset that the server named; else UTF-8. What is none is shown as U+FFFD."""
@@ -48,6 +50,17 @@ class HttpReply(Struct, frozen=True, gc=False):
 
     def __repr__(self) -> str:
         return f"<HttpReply {self.status}, {len(self.body)} bytes>"
+
+
+def decoded(decode: Callable[[bytes], T], body: bytes) -> T:
+    """What a decoder makes of a body. Raises DecodeError, whatever is wrong with it."""
+    try:
+        return decode(body)
+    except UnicodeDecodeError as error:
+        problem = f"it is not UTF-8, from byte {error.start} on"
+    except RecursionError:
+        problem = "it is nested too deeply"
+    raise DecodeError(problem)  # here it has no context: that would hold all of the body
 
 
 class HttpRefused(Refused):

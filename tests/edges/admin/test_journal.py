@@ -68,7 +68,9 @@ def test_a_record_that_changes_no_values_leaves_them(path: Path) -> None:
     assert found_in(path).tuned == {"ratings": {"limit": 1}}
 
 
-@pytest.mark.parametrize("tail", [b'{"id":3,"at":1.0,"ki', b"\0" * 100, b"\0" * 50 + b"\n" + b"\0" * 50, b"{}\n{"])
+@pytest.mark.parametrize(
+    "tail", [b'{"id":3,"at":1.0,"ki', b"\0" * 100, b"\0" * 50 + b"\n" + b"\0" * 50, b"{}\n{", b'{"who":"\xff"}\n']
+)
 def test_what_was_not_written_to_its_end_is_cut_off(path: Path, tail: bytes, caplog: pytest.LogCaptureFixture) -> None:
     journal = Journal(path)
     kept(journal, limit=1)

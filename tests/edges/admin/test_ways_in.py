@@ -367,7 +367,9 @@ async def test_a_body_that_does_not_say_how_large_it_is_ends_at_the_limit(open_:
     assert reply.status == 413
 
 
-@pytest.mark.parametrize("body", [b"{", b"[" * 30_000, b"\xff", b"NaN", b'{"bulkhead": {"limit": 40}} x'])
+@pytest.mark.parametrize(
+    "body", [b"{", b"[" * 30_000, b"\xff", b'{"a": "\xff"}', b"NaN", b'{"bulkhead": {"limit": 40}} x']
+)
 async def test_what_is_no_json_is_told_so(open_: Admin, gate: Gateway, body: bytes) -> None:
     reply = await ask(open_, "PATCH", POLICY, body=body, Content_Type="application/json")
 

@@ -8,7 +8,7 @@ from datetime import date
 from typing import Any
 
 import pytest
-from msgspec import Struct, defstruct
+from msgspec import DecodeError, Struct, defstruct
 
 from fallbacks import LastGood
 from gateway import (
@@ -31,6 +31,7 @@ from gateway import (
     UnknownName,
 )
 from gateway.http.client import HttpUpstream
+from gateway.http.errors import BadReply
 from tests.edges.http.misbehaving import OK, Visit, always, reply, serving
 from tests.edges.running import free_ports
 from tests.support import ONE_TRY, counted, ended, steps
@@ -149,7 +150,18 @@ async def test_a_declared_operation_is_typed_and_has_a_plan_b(gate: Gateway) -> 
 
 
 @pytest.mark.parametrize(("method", "outcome"), [("get", Outcome.FAILED), ("post", Outcome.UNKNOWN)])
-@pytest.mark.parametrize("body", [b"", b"<html>", b'{"user":"ada"}', b'{"user":"ada","stars":"5"}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b'{"user":"ada"}',
+        b'{"user":"ada","stars":"5"}',
+        b'{"user":"\xff","stars":5}',
+        b'{"a":' * 100_000,
+    ],
+    ids=["empty", "no JSON", "too little", "of another type", "not UTF-8", "too deep"],
+)
 async def test_an_answer_not_as_agreed_is_no_success(gate: Gateway, method: str, outcome: Outcome, body: bytes) -> None:
     async with serving(always(reply(body))) as server:
         up = gate.http("up", server.url, policy=Policy(retry=ONE_TRY))
@@ -162,6 +174,9 @@ async def test_an_answer_not_as_agreed_is_no_success(gate: Gateway, method: str,
         assert error.outcome is outcome
         assert "not as agreed" in str(error)
         assert error.__cause__.reply.body == body
+        assert type(error.__cause__) is BadReply
+        with pytest.raises(DecodeError):
+            error.__cause__.reply.json(into=UserRating)
         assert up.snapshot().breaker.failures == 1
 
 
