@@ -51,7 +51,12 @@ class Declared(Terms, Generic[T]):
     @property
     def repeats(self) -> bool:
         """Whether it may be asked twice: as it says, else as its method does, or with a key for the deed."""
-        return IDEMPOTENT[self.method] or bool(self.idempotency_key) if self.idempotent is None else self.idempotent
+        return IDEMPOTENT[self.method] or self.rests_on_key if self.idempotent is None else self.idempotent
+
+    @property
+    def rests_on_key(self) -> bool:
+        """Whether nothing but its key makes it safe to repeat."""
+        return self.idempotent is None and not IDEMPOTENT[self.method] and bool(self.idempotency_key)
 
     def __call__(self, function: Callable[P, Any], /) -> Operation[P, T]:
         """Register the function. Raises ConfigError for what cannot work."""
@@ -157,7 +162,7 @@ class Form:
 
     __slots__ = (
         *("_headers", "_holes", "_key", "_method", "_names", "_only_path", "_params", "_parts", "_places", "_query"),
-        "_signature",
+        *("_rests_on_key", "_signature"),
     )
 
     def __init__(self, field: str, function: Callable[..., Any], said: Declared[Any]) -> None:
@@ -180,6 +185,7 @@ class Form:
         self._params = said.params
         self._headers = said.headers
         self._key = said.idempotency_key
+        self._rests_on_key = said.rests_on_key
         self._places = tuple(names.index(hole) for hole in self._holes)
         more = (self._key, self._params, self._headers, set(names) - set(self._holes))
         # A "%" beside a hole might make of what stands in it something else than it looks like.
@@ -215,7 +221,6 @@ class Form:
         path = self._parts[0]
         for hole, part in zip(self._holes, self._parts[1:], strict=True):
             path += segment_of(given[hole]) + part
-        key = self._key
         return request_of(
             self._method,
             path,
@@ -227,8 +232,16 @@ class Form:
             headers=[*pairs(self._headers), *pairs(given.get("headers"))],
             json=given.get("json"),
             data=given.get("data"),
-            idempotency_key=key(*args, **kwargs) if callable(key) else key,
+            idempotency_key=self._deed(args, kwargs),
         )
+
+    def _deed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | bool | None:
+        """What is sent as the key. Raises ConfigError for none, where nothing else makes it safe to repeat."""
+        key = self._key(*args, **kwargs) if callable(self._key) else self._key
+        if self._rests_on_key and (key is None or key is False):
+            remedy = "have it give each call one; for calls without, declare another operation"
+            raise ConfigError("idempotency_key", "its function names no deed for this call", remedy)
+        return key
 
 
 def pairs(given: Any) -> list[tuple[str, Any]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
-from gateway import BreakerPolicy, Gateway, NotSent, Outcome, Policy, RetryPolicy
+from gateway import BreakerPolicy, ConfigError, Gateway, HttpReply, NotSent, Outcome, Policy, RetryPolicy
 from tests.edges.http.misbehaving import Visit, serving
 from tests.edges.running import free_ports
 from tests.support import counted, ended
@@ -139,6 +140,28 @@ async def test_the_same_order_twice_is_charged_once(gate: Gateway) -> None:
         assert till == {"order-1": 1}
         assert len(server.requests) == 3
         assert counted(up)["retries"] == 1
+
+
+@pytest.mark.parametrize("none", [None, False])
+async def test_a_deed_that_its_function_does_not_name_is_not_sent_let_alone_twice(gate: Gateway, none: Any) -> None:
+    till = Till()
+    async with serving(stage("before the reply", till)) as server:
+        up = gate.http("up", server.url, policy=TWICE)
+
+        @up.post("/charges", into=HttpReply, idempotency_key=lambda order: order)
+        async def charge(order: str) -> HttpReply: ...
+
+        @up.post("/likes", into=HttpReply, idempotent=True, idempotency_key=lambda user: user)
+        async def like(user: str) -> HttpReply: ...
+
+        with pytest.raises(ConfigError, match="names no deed"):
+            await charge(none)
+        assert (server.requests, counted(up)) == ([], {})
+
+        await ended(charge("order-1"))
+        await ended(like(none))  # safe without one: it says so itself
+
+        assert [server.headers(n).get("idempotency-key") for n in range(4)] == ["order-1", "order-1", None, None]
 
 
 async def test_a_key_of_its_own_is_new_for_each_call_and_the_same_for_its_tries(gate: Gateway) -> None:
