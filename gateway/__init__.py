@@ -6,7 +6,6 @@ from gateway.breaker import BreakerSnapshot, CircuitBreaker, Permit
 from gateway.bulkhead import Bulkhead, BulkheadSnapshot
 from gateway.context import Deadline
 from gateway.counts import Counts, LatencySnapshot
-from gateway.declaration import OperationSnapshot
 from gateway.events import AttemptFailed, CallFinished, CircuitChanged, Event, PolicyChanged
 from gateway.gathering import gather
 from gateway.http.reply import HttpRefused, HttpReply
@@ -41,6 +40,7 @@ from gateway.policy import (
     RetryPolicy,
     TimeoutPolicy,
 )
+from gateway.registered import OperationSnapshot
 from gateway.registry import Gateway, GatewaySnapshot
 from gateway.retry import BudgetSnapshot, Retry, RetryBudget
 from gateway.slot import Slot

@@ -148,7 +148,9 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
-        """The deadline this many seconds from now."""
+        """The deadline this many seconds from now. Raises ValueError for what is no number of them: nan."""
+        if seconds != seconds:  # noqa: PLR0124 - the quickest way to ask; nothing is later than that, or sooner
+            raise ValueError("Deadline.after: nan is no number of seconds; give one, or inf for no end")
         clock = clock_here()
         return cls(clock() + seconds, clock)
 
@@ -198,7 +200,7 @@ class Deadline:
         Inside a try of something that is repeated, X-Attempts-Left says how many tries are left after this one.
         """
         left = self.remaining()
-        headers = {self.HEADER: str(whole_ms(left))} if isfinite(left) else {}
+        headers = {self.HEADER: str(whole_ms(left))} if isfinite(left * 1000) else {}
         if self.tries is not None and isfinite(self.tries.left):
             headers[self.ATTEMPTS] = str(int(self.tries.left))
         return headers

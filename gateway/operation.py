@@ -20,13 +20,13 @@ from gateway.call import NOBODY, Call, Circuit, Wants
 from gateway.circuits import breaker_of
 from gateway.coalesce import Flights, Landed
 from gateway.context import HALF_MICROSECOND, Tries, ambient_here, leave, put_ambient, take_back, tries_under
-from gateway.declaration import Declaration
 from gateway.events import AttemptFailed, CallFinished
 from gateway.judging import CANCELLED, REFUSED, Judged, ended_from_above, failure_of, of_the_deadline, too_late
 from gateway.lane import Timer
 from gateway.marks import gives_coroutine
 from gateway.outcome import BulkheadFull, GatewayClosed, GatewayError, Outcome, Rejected
 from gateway.refreshing import refresh
+from gateway.registered import Registered
 from gateway.remembering import Warming, disown
 from gateway.sharing import copy_for, end_flight, error_for, join, leave_flight, too_late_for
 from gateway.views import BoundOperation, Using, wants
@@ -47,7 +47,7 @@ EARLY = 0.001
 """Timers may come early by this much (uvloop's): who waits for as long as he was asked to is not to be refused."""
 
 
-class Operation(Declaration[P, T]):
+class Operation(Registered[P, T]):
     """One thing you ask of an upstream. `await op(...)` gives the value, `await op.ask(...)` the `Answer`.
 
     Raises a `Rejected` (never sent), a `Failed` or `Unknown` from the upstream's own error, a refusal just as the

@@ -21,6 +21,8 @@ from gateway.readonly import ReadOnly
 MICROSECOND = 1e-6
 MOST_CALLERS = 64
 """The most that `breaker.min_callers` may be: callers are counted in bounded memory."""
+LONGEST_WINDOW, LARGEST_WINDOW = 86_400, 100_000
+"""Seconds and calls: a circuit keeps a bucket of each second, 5 MiB of a day, and a byte of each call."""
 Wait = Callable[[RetryCallState], float]
 
 
@@ -44,6 +46,8 @@ Seconds = Annotated[float, Quantity("seconds")]
 StateSeconds = Annotated[float, Quantity("seconds", least=MICROSECOND)]
 Count = Annotated[float, Quantity("count", least=1)]
 BoundedCount = Annotated[int, Quantity("count", least=1, endless=False)]
+WindowSeconds = Annotated[float, Quantity("seconds", least=1, most=LONGEST_WINDOW, endless=False)]
+WindowCalls = Annotated[int, Quantity("count", least=1, most=LARGEST_WINDOW, endless=False)]
 Share = Annotated[float, Quantity("share", most=1.0, above=True, endless=False)]
 Number = Annotated[float, Quantity("number")]
 
@@ -184,9 +188,9 @@ class BreakerPolicy:
     Rates open the circuit at or above the threshold, as in Hystrix and Resilience4j.
     """
 
-    window_for: Annotated[float, Quantity("seconds", least=1, endless=False)] | None = Derived(10.0)
+    window_for: WindowSeconds | None = Derived(10.0)
     """Seconds the rates look back over (whole seconds, one bucket each); 10 as in Hystrix. Not with `window_calls`."""
-    window_calls: BoundedCount | None = None
+    window_calls: WindowCalls | None = None
     """Calls the rates look back over, instead of a time."""
     min_calls: Count = 10
     """Below this many calls no rate is known; inf = never. Clipped to `window_calls`."""
@@ -238,6 +242,7 @@ class BreakerPolicy:
             raise ConfigError("breaker.window_for", "both a time and a count window are given", "give only one of them")
         else:
             _count("breaker.window_calls", self.window_calls)
+            _at_most("breaker.window_calls", self.window_calls, LARGEST_WINDOW)
             object.__setattr__(self, "window_for", None)
         _count("breaker.min_calls", self.min_calls, or_inf=True)
         _count("breaker.probes", self.probes)
@@ -273,9 +278,7 @@ class BreakerPolicy:
 
     def _check_callers(self) -> None:
         _count("breaker.min_callers", self.min_callers)
-        if self.min_callers > MOST_CALLERS:
-            problem = f"{self.min_callers} are more callers than are told apart"
-            raise ConfigError("breaker.min_callers", problem, f"give at most {MOST_CALLERS}")
+        _at_most("breaker.min_callers", self.min_callers, MOST_CALLERS)
         _not_negative("breaker.ramp_for", self.ramp_for)
         if isinf(self.ramp_for):
             raise ConfigError("breaker.ramp_for", "inf would never let all in", "give seconds; 0 for no ramp")
@@ -286,6 +289,7 @@ class BreakerPolicy:
         if isinf(seconds) or seconds != int(seconds) or seconds < 1:
             problem = f"{seconds} is not a whole number of seconds from 1 up"
             raise ConfigError("breaker.window_for", problem, "give whole seconds, or `window_calls`")
+        _at_most("breaker.window_for", seconds, LONGEST_WINDOW)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -519,6 +523,11 @@ def _count(name: str, value: object, *, least: int = 1, or_inf: bool = False) ->
         raise ConfigError(name, problem, f"give {least} or more" + (", or inf" if or_inf else ""))
 
 
+def _at_most(name: str, number: float, most: float) -> None:
+    if number > most:
+        raise ConfigError(name, f"{number} is more than is kept", f"give at most {most}")
+
+
 def _share(name: str, value: object) -> None:
     if not 0 < _number(name, value) <= 1:
         raise ConfigError(name, f"{value} is not in (0, 1]", "give a share: 0.5 for 50 %")
@@ -615,6 +624,7 @@ def _whole_seconds(name: str, value: object) -> None:
     seconds = _number(name, value)
     if isinf(seconds) or seconds != int(seconds) or seconds < 1:
         raise ConfigError(name, f"{seconds} is not a whole number of seconds from 1 up", "give whole seconds")
+    _at_most(name, seconds, LONGEST_WINDOW)
 
 
 def _finite(name: str, value: object, otherwise: str) -> None:

@@ -45,6 +45,8 @@ from gateway.upstream import Upstream, UpstreamSnapshot, Workers, check_policy
 log = logging.getLogger("gateway")
 
 if TYPE_CHECKING:
+    from aiocache.base import BaseCache
+
     from gateway.config.reloading import Reloading
     from gateway.config.watch import Watch
     from gateway.http.client import HttpUpstream
@@ -234,7 +236,7 @@ class Gateway:
         return self._add(Upstream(name, policy, self))
 
     def _check_name(self, name: str) -> None:
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name or not is_text(name):
             raise ConfigError("upstream name", f"{name!r} is no name", "give a non-empty str")
         if name in self._upstreams:
             problem = "an upstream of that name is registered already"
@@ -302,8 +304,11 @@ class Gateway:
         """Refuse new calls, let those in flight finish for `drain_for` seconds, then cancel them.
 
         Then threads are joined for at most `join_for` seconds; gives the names of those that are stuck (they cannot be
-        stopped, and do not keep the process alive). Calls from now on raise GatewayClosed.
+        stopped, and do not keep the process alive). Calls from now on raise GatewayClosed. ConfigError for no seconds.
         """
+        for field, seconds in (("drain_for", drain_for), ("join_for", join_for)):
+            if not (isinstance(seconds, int | float) and seconds >= 0):
+                raise ConfigError(f"close {field}", f"{seconds!r} is no number of seconds", "give 0 or more, or inf")
         if await self._being_closed():
             return ()
         with self._opening:
@@ -602,13 +607,17 @@ class Gateway:
                 memory.stop_writing()
 
     async def _close_stores(self, patience: float) -> None:
-        for store in {memory.behind.store for memory in self._memories() if memory.behind is not None}:
-            try:
-                with cancelled_inside_has_failed():
-                    async with timeout(patience):
-                        await store.close()
-            except Exception:
-                log.exception("the store behind LastGood could not be closed")
+        stores = {memory.behind.store for memory in self._memories() if memory.behind is not None}
+        await gather(*(self._close_store(store, patience) for store in stores))
+
+    @staticmethod
+    async def _close_store(store: BaseCache, patience: float) -> None:
+        try:
+            with cancelled_inside_has_failed():
+                async with timeout(patience):
+                    await store.close()
+        except Exception:
+            log.exception("the store behind LastGood could not be closed")
 
     async def _disconnect(self, patience: float) -> None:
         with suppress(TimeoutError):
@@ -623,6 +632,15 @@ class Gateway:
             stuck = await in_thread_of_its_own(lambda: join_all(workers, patience))
         await sleep(0)  # what ended in the threads meanwhile is told in the loop's next turn
         return stuck
+
+
+def is_text(name: str) -> bool:
+    """Whether it can be written anywhere: half of a pair of surrogates is in no encoding."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 GATEWAYS: WeakSet[Gateway] = WeakSet()

@@ -30,13 +30,13 @@ from gateway.bulkhead import Bulkhead, BulkheadSnapshot
 from gateway.circuits import Circuits
 from gateway.context import Clock, translate
 from gateway.counts import Counts, Histogram, LatencySnapshot
-from gateway.declaration import OperationSnapshot
 from gateway.events import CircuitChanged, Listeners, PolicyChanged
 from gateway.lane import Lane
 from gateway.operation import Operation
 from gateway.outcome import ConfigError, Outcome, UnknownName, WrongLoop
 from gateway.policy import BudgetPolicy, Policy, TimeoutPolicy
 from gateway.readonly import ReadOnly
+from gateway.registered import OperationSnapshot
 from gateway.retry import BudgetSnapshot, Retry, RetryBudget
 from gateway.slot import Block, Slot, checked, known_block
 from gateway.terms import CircuitBy, Revalidate, Terms, check_terms

@@ -133,10 +133,10 @@ class Routes:
         for path in page():
             get(path, self.file)
         get("/state", self.document)
-        get("/live", self.follow)
+        get("/live", self.follow, allow_head=False)  # a stream without end, to which nobody would listen
         get("/metrics", self.metrics)
         for path in ("/hystrix.stream", "/actuator/hystrix.stream"):
-            get(path, self.hystrix.show)
+            get(path, self.hystrix.show, allow_head=False)
         get("/upstreams", self.upstreams)
         get("/calls", self.calls)
         get("/advice", self.advice)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
-from math import inf
+from math import inf, nan
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from gateway import (
     Alternate,
     BreakerPolicy,
     BulkheadPolicy,
+    ConfigError,
     Gateway,
     GatewayClosed,
     LastGood,
@@ -669,6 +670,34 @@ async def test_a_store_that_cannot_be_closed_is_a_log_line_and_the_others_are_cl
 
     assert len(closed) == 2
     assert caplog.text.count("could not be closed") == 2
+
+
+@pytest.mark.virtual_time
+async def test_stores_that_hang_are_closed_all_at_once(gate: Gateway) -> None:
+    class Hanging(SimpleMemoryCache):
+        async def close(self, *args: Any, **kwargs: Any) -> None:
+            await asyncio.sleep(99)
+
+    sleeping(gate, fallback=[LastGood(store=Hanging()) for _ in range(5)])
+    await gate.open()
+    began = now()
+
+    await gate.close(join_for=3.0)
+
+    assert now() - began == pytest.approx(3.0)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("seconds", [None, "5", -1.0, nan], ids=["nothing", "text", "less than none", "nan"])
+@pytest.mark.parametrize("field", ["drain_for", "join_for"])
+async def test_a_close_that_is_to_take_no_time_there_is_does_not_begin(gate: Gateway, field, seconds) -> None:
+    operation = sleeping(gate)
+    await operation(0.0)
+
+    with pytest.raises(ConfigError, match=field):
+        await gate.close(**{field: seconds})
+
+    assert await operation(0.0) == 0.0
 
 
 @pytest.mark.virtual_time

@@ -458,7 +458,9 @@ def test_two_upstreams_may_have_operations_of_one_name(gate: Gateway) -> None:
     assert gate["other"]["coroutine_function"] is other
 
 
-@pytest.mark.parametrize("name", ["", None, 5, b"movies"], ids=["empty", "nothing", "number", "bytes"])
+@pytest.mark.parametrize(
+    "name", ["", None, 5, b"movies", "half \ud800"], ids=["empty", "nothing", "number", "bytes", "half a pair"]
+)
 def test_an_upstream_needs_a_name(gate: Gateway, name) -> None:
     with pytest.raises(ConfigError, match="name"):
         gate.upstream(name)

@@ -6,7 +6,7 @@ import asyncio
 from asyncio import create_task, get_running_loop, sleep
 from collections.abc import Generator
 from contextvars import Context, copy_context
-from math import inf
+from math import inf, nan
 from threading import Thread
 from time import monotonic
 
@@ -93,6 +93,16 @@ async def test_a_deadline_without_end_is_none() -> None:
 
     assert endless.remaining() == inf
     assert endless.to_headers() == {}
+
+
+def test_a_deadline_after_no_number_of_seconds_is_refused() -> None:
+    with pytest.raises(ValueError, match="nan is no number of seconds"):
+        Deadline.after(nan)
+
+
+@pytest.mark.virtual_time
+async def test_a_deadline_so_far_away_that_nobody_counts_it_is_not_told() -> None:
+    assert Deadline.after(1e308).to_headers() == {}
 
 
 @pytest.mark.virtual_time

@@ -208,6 +208,8 @@ def test_the_cap_of_openings_is_never_below_them(given, open_for, open_cap):
         (TimeoutPolicy, {"call": 1.0, "connect": 2.0}, "timeout.connect", "timeout.call"),
         (TimeoutPolicy, {"call": 1.0, "read": 2.0}, "timeout.read", "timeout.call"),
         (BreakerPolicy, {"window_for": 10, "window_calls": 10}, "breaker.window_for", "only one"),
+        (BreakerPolicy, {"window_for": 86_401}, "breaker.window_for", "at most 86400"),
+        (BreakerPolicy, {"window_calls": 100_001}, "breaker.window_calls", "at most 100000"),
         (BreakerPolicy, {"open_for": 5.0, "open_cap": 4.0}, "breaker.open_cap", "breaker.open_for"),
         (
             Policy,

@@ -205,6 +205,13 @@ async def test_no_site_is_told_that_it_may_read(open_: Admin) -> None:
     assert read.headers["cross-origin-resource-policy"] == "same-origin"
 
 
+@pytest.mark.parametrize("path", ["/live", "/live?details=", "/hystrix.stream"])
+async def test_of_a_stream_nobody_gets_the_headers_alone(open_: Admin, path: str) -> None:
+    reply = await ask(open_, "HEAD", path)
+
+    assert (reply.status, reply.headers["allow"]) == (405, "GET")
+
+
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain"])
 @pytest.mark.parametrize("body", [b"", b'{"bulkhead": {"limit": 40}}'])
 async def test_a_form_does_nothing(open_: Admin, gate: Gateway, kind: str, body: bytes) -> None:

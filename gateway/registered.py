@@ -70,8 +70,8 @@ class Cold:
     timeout: TimeoutPolicy | None
 
 
-class Declaration(Generic[P, T]):
-    """An operation but for its calls: its function, what it goes by, its fallbacks, what it remembers, its numbers."""
+class Registered(Generic[P, T]):
+    """A function that was registered: what its calls go by, its fallbacks, what it remembers, and its numbers."""
 
     def __init__(
         self,
