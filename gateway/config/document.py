@@ -54,7 +54,8 @@ class Document:
 def content_of(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a regular file of at most 1 MiB; a ConfigError for anything else."""
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
+        # A path, that is: a number would be a file that somebody has open, and close it.
+        with open(os.fspath(path), "rb", opener=_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(shown_path(path), "it is no regular file", "give the path of a TOML file")
             content = file.read(MOST_BYTES + 1)

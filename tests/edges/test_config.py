@@ -804,6 +804,13 @@ def test_what_cannot_be_read_is_an_error_that_says_why(tmp_path: Path) -> None:
     assert refused(None).field == "None"
 
 
+def test_a_number_is_no_path_and_what_is_open_under_it_stays_open(file: Path) -> None:
+    with file.open() as opened:
+        assert refused(opened.fileno()).field == str(opened.fileno())
+
+        assert opened.read() == file.read_text()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_must_not_be_read_is_an_error(file: Path) -> None:
     file.chmod(0)
