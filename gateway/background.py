@@ -13,12 +13,13 @@ from gateway.blocking import EXIT
 
 
 class Background:
-    """A loop that runs in a daemon thread from `start` to `stop`. First of all it awaits `opened`."""
+    """A loop that runs in a daemon thread from `start` to `stop`. First of all it awaits `opened`, told of itself."""
 
     NAME = "gateway: loop"
 
-    def __init__(self, opened: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def __init__(self, opened: Callable[[Background], Coroutine[Any, Any, None]]) -> None:
         self.loop: AbstractEventLoop | None = None
+        self.stopped = False  # whether it was told to end: it may not have begun, and must open nothing then
         self.error: BaseException | None = None  # why it could not be opened
         self._opened = opened
         self._ready = ThreadEvent()
@@ -40,6 +41,7 @@ class Background:
 
     def stop(self) -> None:
         """Tell the loop to end, and what still runs there with it; from any thread."""
+        self.stopped = True
         if self.loop is not None and self._stop is not None:
             with suppress(RuntimeError):  # it is closed already
                 self.loop.call_soon_threadsafe(self._stop.set)
@@ -63,7 +65,7 @@ class Background:
     async def _main(self) -> None:
         self._stop = Event()
         try:
-            await self._opened()
+            await self._opened(self)
         except Exception as error:  # noqa: BLE001 - whoever waits for it is told
             self.error = error
             return

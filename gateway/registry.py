@@ -387,7 +387,7 @@ class Gateway:
         close = partial(self.close, drain_for=drain_for, join_for=join_for)
         try:
             stuck = Visit(loop, close).wait(drain_for + 3 * join_for + 1.0)  # calls, memories and threads: each as long
-        except GatewayClosed:  # another thread was first
+        except (GatewayClosed, WrongLoop):  # another thread was first, and a third one may have opened it elsewhere
             stuck = ()
         except TimeoutError:  # a function holds the loop up: leave it alone with that
             stuck = ()
@@ -460,15 +460,18 @@ class Gateway:
         await closing.wait()
         return True
 
-    def _open_here(self, *, again: bool = False) -> None:
-        """Open on the running loop; after `close()` only if it is said that it shall be open again."""
+    def _open_here(self, *, again: bool = False, background: Background | None = None) -> None:
+        """Open on the running loop; after `close()` only if it is said that it shall be open again.
+
+        `background`: whose loop it is. One that was stopped meanwhile has been given up, and perhaps replaced.
+        """
         loop = get_running_loop()
         if self._loop is loop and not self._closed:
             return
         with self._opening:  # of two loops in two threads, one is first; and who closes it closes all or nothing
             if self._is_open() and self._loop is not loop:
                 raise self._wrong_loop()
-            if self._closed and not again:
+            if (self._closed and not again) or (background is not None and background.stopped):
                 raise closed_to("", "")
             self._closed = False
             if self._loop is loop:
@@ -505,8 +508,8 @@ class Gateway:
         if background.error is not None and not isinstance(background.error, (WrongLoop, GatewayClosed)):
             raise RuntimeError("the gateway could not be opened in the background") from background.error
 
-    async def _open_unless_closed(self) -> None:
-        self._open_here()
+    async def _open_unless_closed(self, background: Background) -> None:
+        self._open_here(background=background)
         await self._warm_start()
 
     def _let_go(self) -> None:

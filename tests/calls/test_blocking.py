@@ -989,6 +989,20 @@ def test_a_loop_in_the_background_that_the_gateway_is_not_open_on_is_replaced(ga
     wait_until(lambda: len(loops_in_background()) == 1)
 
 
+def test_a_loop_in_the_background_that_was_given_up_before_it_began_opens_nothing(gate: Gateway) -> None:
+    operation = sleeping(gate)
+    given_up = Background(gate._open_unless_closed)
+    given_up.stop()
+
+    given_up.start()
+    given_up.wait()
+
+    assert type(given_up.error) is GatewayClosed
+    assert given_up.join(5.0) == ()
+    with gate:
+        assert in_thread(operation.call_blocking, 0.0).result(5) == 0.0
+
+
 # -- virtual time
 
 
