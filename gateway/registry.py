@@ -304,7 +304,8 @@ class Gateway:
         """Refuse new calls, let those in flight finish for `drain_for` seconds, then cancel them.
 
         Then threads are joined for at most `join_for` seconds; gives the names of those that are stuck (they cannot be
-        stopped, and do not keep the process alive). Calls from now on raise GatewayClosed. ConfigError for no seconds.
+        stopped, and do not keep the process alive). Calls from now on raise GatewayClosed. Raises ConfigError and
+        WrongLoop.
         """
         for field, seconds in (("drain_for", drain_for), ("join_for", join_for)):
             if not (isinstance(seconds, int | float) and seconds >= 0):
