@@ -12,14 +12,15 @@ who still waits; a resize decides from what is free now, never from the differen
 
 from __future__ import annotations
 
-from asyncio import Future, TimerHandle, get_running_loop
+from asyncio import Future
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Literal, Self
 
-from gateway.context import Clock, clock_of
+from gateway.alarms import Alarms, alarms_here
+from gateway.context import Clock
 from gateway.outcome import BulkheadFull, DeadlineExceeded, Rejected
 from gateway.policy import BulkheadPolicy
 
@@ -46,12 +47,13 @@ class Bulkhead:
     `acquire_nowait` need not look at the queue, and nobody can overtake it.
     """
 
-    __slots__ = ("_clock", "_limit", "_policy", "_waiters", "abandoned", "in_use", "peak", "rejected")
+    __slots__ = ("_alarms", "_clock", "_limit", "_policy", "_waiters", "abandoned", "in_use", "peak", "rejected")
 
     def __init__(self, policy: BulkheadPolicy, *, clock: Clock | None = None) -> None:
         self._policy = policy
         self._limit = policy.limit
         self._clock = clock
+        self._alarms: Alarms | None = None  # of those who wait, once somebody does
         self._waiters: OrderedDict[Waiter, object] = OrderedDict()  # in order of arrival, with the circuit of each
         self.in_use = self.abandoned = self.peak = self.rejected = 0
 
@@ -94,19 +96,18 @@ class Bulkhead:
         """
         if self.acquire_nowait():
             return
-        loop = get_running_loop()
-        now = (self._clock or clock_of(loop))()
+        alarms = self._alarms = alarms_here(self._alarms)
+        now = (self._clock or alarms.clock)()
         if deadline <= now:
             raise self._too_late()
         if len(self._waiters) >= self._policy.queue and self.waiting >= self._policy.queue:
             raise self._full("queue_full", f"all {self._limit} places are taken, and {self._policy.queue} wait")
-        waiter: Waiter = loop.create_future()
-        timer: TimerHandle | None = None
-        patience = now + self._policy.max_wait
-        if deadline < patience:
-            timer = loop.call_later(deadline - now, self._reject, waiter, self._too_late)
-        elif patience < inf:
-            timer = loop.call_later(patience - now, self._reject, waiter, self._waited_too_long)
+        waiter: Waiter = alarms.loop.create_future()
+        max_wait = self._policy.max_wait
+        if deadline < now + max_wait:
+            alarm = alarms.set_in(deadline - now, self._end_too_late, waiter)
+        else:
+            alarm = alarms.set_in(max_wait, self._end_waited_too_long, waiter)
         self._waiters[waiter] = circuit
         try:
             rejection = await waiter
@@ -116,8 +117,7 @@ class Bulkhead:
                 self.release()  # granted and cancelled in one tick: pass the place on
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            alarm.waiter = None
         if rejection is not None:
             try:
                 raise rejection
@@ -175,6 +175,12 @@ class Bulkhead:
             if not waiter.done() and not waiter.get_loop().is_closed():
                 self.acquire_nowait()
                 waiter.set_result(None)
+
+    def _end_too_late(self, waiter: Waiter, _: float) -> None:
+        self._reject(waiter, self._too_late)
+
+    def _end_waited_too_long(self, waiter: Waiter, _: float) -> None:
+        self._reject(waiter, self._waited_too_long)
 
     def _reject(self, waiter: Waiter, reason: Callable[[], Rejected]) -> None:
         self._waiters.pop(waiter, None)

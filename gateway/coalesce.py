@@ -10,7 +10,7 @@ failed ends the flight for all: whoever asked at the same moment would hear the 
 from __future__ import annotations
 
 import logging
-from asyncio import Future, get_running_loop
+from asyncio import Future
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from copy import copy
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import Struct
 
 from fallbacks.copying import copied
+from gateway.alarms import Alarms, alarms_here
 from gateway.outcome import Outcome, Refused
 
 if TYPE_CHECKING:
@@ -82,9 +83,9 @@ class Flight:
         now = clock()
         if cutoff <= now:
             return TOO_LATE
-        loop = get_running_loop()
-        told: Future[News] = loop.create_future()
-        timer = None if cutoff == inf else loop.call_later(cutoff - now, tell, told, TOO_LATE)
+        alarms = self._flights.alarms = alarms_here(self._flights.alarms)
+        told: Future[News] = alarms.loop.create_future()
+        alarm = alarms.set_in(cutoff - now, tell_too_late, told)
         self.followers[told] = cutoff
         try:
             return await told
@@ -94,8 +95,7 @@ class Flight:
             raise
         finally:
             self.followers.pop(told, None)
-            if timer is not None:
-                timer.cancel()
+            alarm.waiter = None
 
     def land(self, value: Any) -> None:
         """Its answer is here. Each follower gets a copy of its own, of what the leader cannot change any more."""
@@ -138,9 +138,10 @@ class Flight:
 class Flights:
     """The flights of one operation, by the keys of their calls."""
 
-    __slots__ = ("_under_way",)
+    __slots__ = ("_under_way", "alarms")
 
     def __init__(self) -> None:
+        self.alarms: Alarms | None = None  # of those who follow, once somebody does
         self._under_way: dict[Hashable, Flight] = {}
 
     def __len__(self) -> int:
@@ -171,6 +172,11 @@ def tell(follower: Future[News], news: News) -> None:
     """Wake a follower, unless it has left or was told already."""
     if not follower.done() and not follower.get_loop().is_closed():
         follower.set_result(news)
+
+
+def tell_too_late(follower: Future[News], _: float) -> None:
+    """Its alarm has come."""
+    tell(follower, TOO_LATE)
 
 
 def again(error: E) -> E:
