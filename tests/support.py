@@ -10,6 +10,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from gateway import BreakerPolicy, Counts, Gateway, Policy, RetryPolicy, Upstream
+from gateway.alarms import Alarms
 from gateway.context import AMBIENT
 from gateway.lane import Lane
 from gateway.testing import assert_nothing_left
@@ -103,8 +104,15 @@ def assert_all_gone(gate: Gateway) -> None:
 
 
 def timers_left(gate: Gateway) -> Iterator[Any]:
-    """Timers of the loops that upstreams live on which are neither cancelled nor a lane's own."""
+    """Timers of the loops that upstreams live on which are neither cancelled nor a lane's own, and alarms to come."""
     for loop in {upstream._bound_to for upstream in gate}:
-        for timer in getattr(loop, "_scheduled", ()):
-            if not timer.cancelled() and not isinstance(getattr(timer._callback, "__self__", None), Lane):
-                yield timer
+        yield from timers_of(loop)
+
+
+def timers_of(loop: Any) -> Iterator[Any]:
+    """Timers of a loop that somebody still waits for: one that serves many stays until its time comes."""
+    for timer in getattr(loop, "_scheduled", ()):
+        owner = getattr(timer._callback, "__self__", None)
+        idle = isinstance(owner, Lane) or (isinstance(owner, Alarms) and not len(owner))
+        if not timer.cancelled() and not idle:
+            yield timer

@@ -17,6 +17,7 @@ import pytest_asyncio
 from gateway.bulkhead import Bulkhead, BulkheadSnapshot
 from gateway.outcome import BulkheadFull, CircuitOpen, DeadlineExceeded
 from gateway.policy import BulkheadPolicy
+from tests.support import timers_of
 
 pytestmark = pytest.mark.virtual_time
 
@@ -71,7 +72,7 @@ def assert_idle(bulkhead: Bulkhead) -> None:
 
 
 def timers() -> list[asyncio.TimerHandle]:
-    return [handle for handle in get_running_loop()._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
+    return list(timers_of(get_running_loop()))
 
 
 def run_inline(coroutine: Coroutine[Any, Any, object]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncio import CancelledError, Task, create_task, current_task, sleep
+from asyncio import CancelledError, Task, create_task, current_task, get_running_loop, sleep
 from math import inf
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ import pytest
 
 from gateway import CircuitOpen, Failed, Refused
 from gateway.coalesce import ALONE, LEAD, MOST_FLIGHTS, MOST_FOLLOWERS, TOO_LATE, Flight, Flights, Landed, again
-from tests.support import Boom, gone, now, steps
+from tests.support import Boom, gone, now, steps, timers_of
 
 pytestmark = pytest.mark.virtual_time
 
@@ -180,6 +180,7 @@ async def test_who_leaves_is_told_nothing_and_leaves_no_timer() -> None:
 
     assert task.cancelled()
     assert flight.followers == {}
+    assert list(timers_of(get_running_loop())) == []
 
 
 # -- when the leader leaves

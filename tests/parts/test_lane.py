@@ -435,22 +435,6 @@ async def test_a_timer_that_was_set_for_a_limit_that_has_stopped_comes_for_the_n
     assert timers() == []
 
 
-@pytest.mark.virtual_time
-async def test_instants_that_nobody_waits_for_any_more_are_forgotten_in_time() -> None:
-    lane = a_lane(1000.0)
-    stays = [lane.start(a_call(lane, now() + 500.0 + number)) for number in range(10)]
-    most = 0
-
-    for number in range(10_000):
-        lane.start(a_call(lane, now() + 100.0 + number / 1000)).stop()
-        most = max(most, len(lane._instants))
-
-    assert most < 150
-    assert set(lane._moments) == {limit.at for limit in stays}
-    assert set(lane._moments) <= set(lane._instants)
-    assert len(timers()) == 1
-
-
 @pytest.mark.parametrize("nearer", [False, True])
 @pytest.mark.virtual_time
 async def test_a_timer_that_is_set_keeps_nothing_of_the_caller_whose_call_set_it(nearer: bool) -> None:
@@ -539,7 +523,7 @@ async def test_limits_that_end_at_one_instant_share_a_timer_as_long_as_one_of_th
 
     assert (shared, running) == (1, 3)
     assert (left, running_then) == (1, 1)
-    assert (lane.running, lane._moments) == (0, {})
+    assert (lane.running, len(lane._alarms)) == (0, 0)
 
 
 @pytest.mark.virtual_time
@@ -623,8 +607,8 @@ async def test_a_limit_that_has_ended_already_serves_nobody_any_more() -> None:
     loop = cast("VirtualTimeLoop", get_running_loop())
     at = now() + 0.5
     outer = lane.start(a_call(lane, at))
-    lane._alarm.cancel()  # type: ignore[union-attr]
-    loop.call_at(at - HALF_MICROSECOND / 2, lane._come)
+    lane._alarms._timer.cancel()  # type: ignore[union-attr]
+    loop.call_at(at - HALF_MICROSECOND / 2, lane._alarms._come)
     with pytest.raises(CancelledError):
         await sleep(60)
 
