@@ -18,7 +18,7 @@ PYTEST := $(BIN)/python -m pytest -q
 NONE := 5  # pytest's own code for no test of that kind
 comma := ,
 space := $(subst ,, )
-PARTS := outcome policy context lane call window counts arguments bulkhead breaker retry coalesce events terms memory views registered operation upstream
+PARTS := outcome policy context alarms lane call window counts arguments bulkhead breaker retry coalesce events terms memory views registered operation upstream
 CORE := $(subst $(space),$(comma),$(PARTS:%=gateway/%.py) fallbacks/answer.py fallbacks/chain.py fallbacks/tiers.py fallbacks/last_good.py fallbacks/copying.py fallbacks/sizes.py fallbacks/behind.py fallbacks/envelope.py fallbacks/spelling.py fallbacks/wall.py)
 
 # Two stamps, since the demo needs no tools. An environment whose Python is gone is made anew.
