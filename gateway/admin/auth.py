@@ -89,13 +89,15 @@ class Guards:
         raise NotAllowed(403, "this host name is not ours", "use 127.0.0.1, or name it to serve(hosts=[...])")
 
     def check_url(self, request: web.Request) -> None:
-        """Raise for a token where logs will keep it."""
-        if any(name.lower() in IN_URL for name in request.query) or self._has_secret(request.path_qs):
-            status = 400 if self.open else 401
-            raise NotAllowed(status, "a token in a URL is kept by logs", *self._bearer("change it, for it is known"))
+        """Raise for what is called a token where logs will keep it."""
+        if any(name.lower() in IN_URL for name in request.query):
+            raise self._kept_by_logs()
 
     def role_of(self, request: web.Request) -> Role:
-        """What the request may do. Raises for one that may do nothing."""
+        """What the request may do. Raises for one that may do nothing, and for a token in its URL, whatever it is called.
+
+        Only who has a token is told of that: anybody else would learn from it whether a word is one, uncounted.
+        """
         if self.open:
             return "write"
         remote = remote_of(request.remote or "")
@@ -110,6 +112,8 @@ class Guards:
         if role is None:
             self._guesses.count(remote)
             raise NotAllowed(401, "this token is not known", *self._bearer())
+        if self._has_secret(request.path_qs):
+            raise self._kept_by_logs()
         return role
 
     def check_write(self, request: web.Request, role: Role) -> None:
@@ -145,10 +149,14 @@ class Guards:
 
     def _has_secret(self, target: str) -> bool:
         """Whether some part of a URL is a token."""
-        if self.open or len(target) > len("/?&=") * 4096:
+        if len(target) > len("/?&=") * 4096:
             return False
         words = target.replace("?", "/").replace("&", "/").replace("=", "/").split("/")
         return any(self._role(unquote_plus(word)) is not None for word in words if word)
+
+    def _kept_by_logs(self) -> NotAllowed:
+        status = 400 if self.open else 401
+        return NotAllowed(status, "a token in a URL is kept by logs", *self._bearer("change it, for it is known"))
 
     def _bearer(self, also: str = "") -> tuple[str, Mapping[str, str]]:
         remedy = "send it as the header `Authorization: Bearer TOKEN`" + (f", and {also}" if also else "")

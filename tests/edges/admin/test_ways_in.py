@@ -284,7 +284,15 @@ async def test_a_token_in_the_url_is_refused_even_beside_a_right_one(guarded: Ad
     bare, beside = await ask(guarded, "GET", target), await ask(guarded, "GET", target, token=WRITE)
 
     assert (bare.status, beside.status) == (401, 401)
-    assert "kept by logs" in bare.problem
+    assert "kept by logs" in beside.problem
+
+
+@pytest.mark.parametrize("target", ["/?{}", "/static/style.css?x={}", "/state?x={}", "/upstreams/{}/policy", "/x/{}"])
+async def test_a_url_does_not_tell_whether_a_word_in_it_is_a_token(guarded: Admin, target: str) -> None:
+    """Or all words of a dictionary could be tried there, and none of them would count as a guess."""
+    answers = [await ask(guarded, "GET", target.format(word)) for word in ("guess", WRITE, READ)]
+
+    assert len({(answer.status, answer.body) for answer in answers}) == 1
 
 
 # -- 10: brute force
