@@ -8,7 +8,6 @@ import socket
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
@@ -30,8 +29,7 @@ def main() -> None:
 
 def http_url(_: click.Context, option: click.Parameter, value: str | None) -> str | None:
     """A URL that can be asked."""
-    parts = urlsplit(value or "http://nothing.to.check")
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+    if value is not None and not commands.is_base_url(value):
         raise click.BadParameter(f"{value!r} is no base URL such as http://127.0.0.1:8083", param=option)
     return value
 
@@ -143,7 +141,7 @@ def top(admin: str, *, once: bool) -> None:
         if error.name != "rich":
             raise
         raise click.ClickException("it needs rich: pip install 'async-worker-gateway[top]'") from None
-    token = os.environ.get(commands.READ_TOKEN) or os.environ.get(commands.WRITE_TOKEN)
+    token = commands.token_in(commands.READ_TOKEN, commands.WRITE_TOKEN)
     try:
         watching.run(admin, token=token, once=once or not sys.stdout.isatty())
     except watching.NotAnswered as error:

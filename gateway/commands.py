@@ -36,8 +36,11 @@ class Refused(click.ClickException):
     """The server says no."""
 
     def __init__(self, status: int, content: Any) -> None:
-        errors = content.get("errors", []) if isinstance(content, dict) else []
-        lines = [": ".join(filter(None, (one["field"], f"{one['problem']}; {one['remedy']}"))) for one in errors]
+        try:
+            errors = content["errors"] if isinstance(content, dict) else []
+            lines = [": ".join(filter(None, (one["field"], f"{one['problem']}; {one['remedy']}"))) for one in errors]
+        except (KeyError, TypeError):  # whoever says this no is no admin server
+            lines = []
         super().__init__("\n".join(map(plain, lines)) or f"the server answers {status}")
         self.status = status
 
@@ -54,7 +57,7 @@ class Server:
         parts = urlsplit(self.url)
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         headers = {"Accept": "application/json", "X-Gateway-Operator": quote(operator())}
-        token = os.environ.get(WRITE_TOKEN) or os.environ.get(READ_TOKEN)
+        token = token_in(WRITE_TOKEN, READ_TOKEN)
         if method != "GET" and self.why:
             headers["X-Gateway-Reason"] = quote(self.why)
         if token:
@@ -88,9 +91,21 @@ def reply_of(response: HTTPResponse) -> Reply:
         content = None
     if response.status >= 300:  # noqa: PLR2004 - anything but a success
         raise Refused(response.status, content)
-    if content is None:
+    if not isinstance(content, dict):
         raise click.ClickException("what answers there is no admin server")
     return Reply(content=content, etag=response.headers.get("ETag"))
+
+
+def token_in(*variables: str) -> str | None:
+    """The token in the first of these that has one. One that no header carries is an error, which does not show it."""
+    for variable in variables:
+        token = os.environ.get(variable)
+        if token and not all("!" <= c <= "~" for c in token):
+            problem = "it has something else than visible ASCII characters in it, the end of a line maybe"
+            raise click.ClickException(f"{variable} is no token: {problem}")
+        if token:
+            return token
+    return None
 
 
 def operator() -> str:
@@ -114,10 +129,19 @@ def say(text: str) -> None:
 # -- options
 
 
+def is_base_url(url: str) -> bool:
+    """Whether something over HTTP can be asked there, and below it."""
+    try:
+        parts = urlsplit(url)
+        known = parts.port is None or parts.port > 0
+    except ValueError:  # half an IPv6 address; a port that is none
+        return False
+    return known and parts.scheme in {"http", "https"} and bool(parts.hostname) and not (parts.query or parts.fragment)
+
+
 def admin_url(_: click.Context, option: click.Parameter, value: str) -> str:
     """A URL that can be asked, with nothing secret in it."""
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment or parts.username:
+    if not is_base_url(value) or urlsplit(value).username:
         raise click.BadParameter(f"{value!r} is no URL such as http://127.0.0.1:8080", param=option)
     return value
 
@@ -279,7 +303,7 @@ def value_of(text: str) -> Any:
         return None
     try:
         return json.loads(text, parse_constant=no_constant)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -209,6 +209,8 @@ def test_a_host_that_is_not_ours_is_named(host: str, complaint: str) -> None:
         ("demo", "catalog", "--info-url", "localhost:8082"),
         ("demo", "catalog", "--ratings-url", "ftp://localhost"),
         ("demo", "catalog", "--ratings-url", "http://localhost", "--ratings-url", "localhost"),
+        ("demo", "catalog", "--info-url", "http://[::1"),
+        ("demo", "catalog", "--info-url", "http://localhost:99999"),
         ("demo", "--instances", "0"),
         ("demo", "ratings", "--instances", "3"),
         ("demo", "--scenario", "--instances", "3"),

@@ -271,8 +271,31 @@ async def test_a_read_token_looks_and_changes_nothing(file: Path) -> None:
     assert gate["ratings"].policy.bulkhead.limit == 20
 
 
+@pytest.mark.parametrize("command", [["snapshot"], ["tune", "ratings", "bulkhead.limit=40"], ["top", "--once"]])
+@pytest.mark.parametrize("end", ["\r", "\n", " ", "\u20ac"])
+async def test_a_token_that_cannot_be_sent_is_told_of_and_not_shown(
+    operator: Operator, command: list[str], end: str
+) -> None:
+    """A file of variables with the line ends of Windows leaves one behind the token."""
+    told = await operator.types(*command, GATEWAY_ADMIN_TOKEN=TOKEN + end)
+
+    assert told.exit_code == 1
+    assert told.output.startswith("Error: GATEWAY_ADMIN_TOKEN is no token: ")
+    assert TOKEN not in told.output
+
+
 @pytest.mark.parametrize(
-    "url", ["nonsense", "ftp://127.0.0.1", "http://127.0.0.1?token=1", "http://user:secret@127.0.0.1"]
+    "url",
+    [
+        "nonsense",
+        "ftp://127.0.0.1",
+        "http://127.0.0.1?token=1",
+        "http://user:secret@127.0.0.1",
+        "http://[::1",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:none",
+        "http://127.0.0.1:0",
+    ],
 )
 async def test_what_is_no_server_is_a_wrong_use(operator: Operator, url: str) -> None:
     assert (await operator.types("snapshot", "--admin", url)).exit_code == 2
@@ -289,12 +312,24 @@ async def test_what_is_no_admin_server_is_told_so(operator: Operator) -> None:
     async def hello(_: web.Request) -> web.Response:
         return web.Response(text="hello")
 
+    async def films(_: web.Request) -> web.Response:
+        return web.json_response([{"name": "Alien"}])
+
+    async def no(_: web.Request) -> web.Response:
+        return web.json_response({"errors": ["not here"]}, status=404)
+
     app = web.Application()
     app.router.add_get("/state", hello)
+    app.router.add_post("/upstreams/ratings/tuned/drop", films)
+    app.router.add_post("/upstreams/ratings/isolate", no)
     async with served(app) as url:
         told = await operator.types("snapshot", "--admin", url)
         missing = await operator.types("advise", "--admin", url)
+        listed = await operator.types("drop", "ratings", "--admin", url)
+        refused = await operator.types("isolate", "ratings", "--admin", url)
 
+    assert listed.output == "Error: what answers there is no admin server\n"
+    assert refused.output == "Error: the server answers 404\n"
     assert told.output == "Error: what answers there is no admin server\n"
     assert missing.output == "Error: the server answers 404\n"
 
