@@ -94,7 +94,7 @@ class Guards:
             raise self._kept_by_logs()
 
     def role_of(self, request: web.Request) -> Role:
-        """What the request may do. Raises for one that may do nothing, and for a token in its URL, whatever it is called.
+        """What the request may do. Raises for one that may do nothing, and for any token in its URL.
 
         Only who has a token is told of that: anybody else would learn from it whether a word is one, uncounted.
         """

@@ -9,11 +9,10 @@ Memory is bounded: so many looks, so many bounds, whatever the traffic.
 
 from __future__ import annotations
 
-from asyncio import CancelledError, Task, get_running_loop, sleep
+from asyncio import Task, get_running_loop, sleep, wait
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from contextvars import Context
 from itertools import accumulate
 from operator import add, attrgetter, itemgetter, sub
@@ -411,8 +410,7 @@ class Sampler:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            with suppress(CancelledError):
-                await task
+            await wait([task])  # not the task itself: a cancel of who waits would be taken for its own
 
     @property
     def lag(self) -> tuple[float, float]:

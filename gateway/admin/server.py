@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from asyncio import BaseProtocol, BaseTransport, Server, Transport, get_running_loop
+from asyncio import BaseProtocol, BaseTransport, Server, Task, Transport, get_running_loop, shield
 from collections.abc import Collection, Mapping
+from contextvars import Context
 from functools import partial
 from socket import socket
 from types import MappingProxyType
@@ -69,7 +70,7 @@ class Admin:
             app, handler_cancellation=True, access_log=None, shutdown_timeout=PATIENCE, lingering_time=LINGERING
         )
         self._server: Server | None = None
-        self._closed = False
+        self._ending: Task[None] | None = None
 
     @property
     def url(self) -> str:
@@ -94,10 +95,15 @@ class Admin:
         self._state.start()
 
     async def close(self) -> None:
-        """Let everybody go, carry changes through to their end, and let go of the port and the journal."""
-        if self._closed:
-            return
-        self._closed = True
+        """Let everybody go, carry changes through to their end, and let go of the port and the journal.
+
+        It is done once, for all who want it, and to its end: who is cancelled meanwhile leaves only himself.
+        """
+        if self._ending is None:
+            self._ending = get_running_loop().create_task(self._end(), name="gateway: admin ends", context=Context())
+        await shield(self._ending)
+
+    async def _end(self) -> None:
         try:
             if self._server is not None:
                 self._server.close()

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import ClientSession, web
 
 from gateway import Gateway
-from gateway.admin import live
+from gateway.admin import live, serve
 from gateway.admin.live import MOST, Stream, full_flushed
 from gateway.testing import assert_nothing_left
 from tests.edges.admin.asking import admin_of, ask
@@ -444,8 +444,6 @@ async def test_there_are_only_so_many_viewers(monkeypatch: pytest.MonkeyPatch) -
 async def test_closing_the_server_lets_all_viewers_go() -> None:
     gate = Gateway()
     async with gate:
-        from gateway.admin import serve
-
         admin = await serve(gate, port=0)
         async with viewing(admin.url) as viewer, viewing(admin.url, "/hystrix.stream") as other:
             await viewer.message()
@@ -456,3 +454,26 @@ async def test_closing_the_server_lets_all_viewers_go() -> None:
         await admin.close()
     with pytest.raises(OSError, match="onnect"):
         await ask(admin, "GET", "/state")
+
+
+@pytest.mark.parametrize("turns", range(1, 12))
+async def test_a_close_that_is_cancelled_is_done_all_the_same_and_a_second_one_waits_for_it(turns: int) -> None:
+    """Or streams and what looks for them went on for ever, and requests of old connections were answered."""
+    gate = Gateway()
+    async with gate:
+        admin = await serve(gate, port=0)
+        async with viewing(admin.url) as viewer, viewing(admin.url, "/hystrix.stream") as other:
+            await viewer.message()
+            closing = asyncio.create_task(admin.close())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.wait([closing])
+
+            async with asyncio.timeout(PATIENCE):
+                await admin.close()
+                await viewer.rest()
+                await other.rest()
+        assert_nothing_left(gate)
+        async with await serve(gate, port=0):
+            pass
