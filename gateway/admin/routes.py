@@ -282,8 +282,8 @@ class Routes:
         upstream = self._upstream(request)
         body = await options_of(request, "operation", "args")
         name, args = body.get("operation"), body.get("args", [])
-        if name is not None and name not in upstream:
-            raise Problem(404, UnknownName.among("operation", str(name), [one.name for one in upstream]))
+        if name is not None and (not isinstance(name, str) or name not in upstream):
+            raise Problem(404, UnknownName.among("operation", shown(str(name)), [one.name for one in upstream]))
         if not isinstance(args, list) or (args and name is None):
             raise Problem.of(422, "args", "they are those of one operation", 'send {"operation": "...", "args": [...]}')
         operations = list(upstream) if name is None else [upstream[name]]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from asyncio import Future
+from asyncio import Future, TimerHandle
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import Context
 from functools import partial
-from math import ceil
+from math import ceil, inf
 from time import monotonic
 from typing import ClassVar, TypeVar, TypeVarTuple, Unpack
 
@@ -42,6 +43,18 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """The virtual time, in seconds."""
         return self._now
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> TimerHandle:
+        """As ever; but what is due at the end of time is nothing to jump to, a day at a time and for ever."""
+        if when == inf:
+            return TimerHandle(when, callback, args, self, context)
+        return super().call_at(when, callback, *args, context=context)
 
     def advance(self, seconds: float) -> None:
         """Let the clock jump, as when a machine slept: all that is due then happens at once."""

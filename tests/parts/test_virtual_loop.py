@@ -8,6 +8,7 @@ import warnings
 from asyncio import create_task, get_running_loop, sleep
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from threading import Event, Timer
 from typing import Any, cast
 
@@ -327,6 +328,20 @@ def test_a_loop_that_waits_for_nothing_says_so_instead_of_hanging() -> None:
         await get_running_loop().create_future()
 
     with pytest.raises(RuntimeError, match=r"0\.02 real seconds, waiting for nothing: no timer, no thread, no event"):
+        run(main, patience=0.02)
+
+
+@pytest.mark.parametrize(
+    "for_ever", [lambda: sleep(inf), lambda: asyncio.wait_for(asyncio.Event().wait(), inf)], ids=["sleep", "wait_for"]
+)
+def test_a_loop_that_waits_for_the_end_of_time_says_so_too(for_ever: Callable[[], Awaitable[Any]]) -> None:
+    """Its clock would jump by a day, and by the next, and never come there."""
+
+    async def main() -> None:
+        get_running_loop().call_later(inf, sleep).cancel()
+        await for_ever()
+
+    with pytest.raises(RuntimeError, match="waiting for nothing"):
         run(main, patience=0.02)
 
 

@@ -688,10 +688,12 @@ async def test_remembered_answers_are_forgotten(admin: Admin, gate: Gateway) -> 
     unbound = await ask(admin, "POST", path, json_={"operation": "stars", "args": ["a", "b"]})
     nothing = await ask(admin, "POST", path, json_={"operation": "starz"})
     nobodys = await ask(admin, "POST", path, json_={"args": ["ada"]})
+    no_name = [await ask(admin, "POST", path, json_={"operation": name}) for name in (["stars"], {}, 603)]
     rest = await ask(admin, "POST", path)
 
     assert [reply.json["forgotten"] for reply in (one, unknown, rest)] == [1, 0, 2]
     assert [reply.status for reply in (unbound, nothing, nobodys)] == [422, 404, 422]
+    assert [reply.status for reply in no_name] == [404, 404, 404]
     assert len(memory) == 0
     assert "ada" not in json.dumps(await audit(admin)), "arguments may be secret"
 
