@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from stat import S_IMODE
@@ -25,9 +25,9 @@ def fold_into(path: str | os.PathLike[str], name: str, policy: Policy, tuned: Ma
     """
     target = Path(path).resolve()  # not the link that leads to it
     content = content_of(target)
-    text = folded(document_of(content, name=str(target)).text, name, policy, tuned)
-    said = policies_in(document_of(text, name=str(target))).policies[name]
-    wrong = next(iter(differences(said, policy)), None)
+    document = document_of(content, name=str(target))
+    text = folded(document.text, name, policy, tuned)
+    wrong = next(unlike(text, {**policies_in(document).policies, name: policy}), None)
     if wrong is not None:
         problem = f"the file would not say what holds now: {wrong} would be another"
         raise ConfigError(key_of((ROOT, name)), problem, "write it there by hand, and drop what is tuned")
@@ -39,6 +39,19 @@ def fold_into(path: str | os.PathLike[str], name: str, policy: Policy, tuned: Ma
         raise ConfigError(
             str(target), f"it cannot be written: {error.strerror}", "let this process write it, or write it by hand"
         ) from None
+
+
+def unlike(text: str, wanted: Mapping[str, Policy]) -> Iterator[str]:
+    """The knobs of which a text does not say what is wanted. tomlkit may leave no policy file of dotted keys."""
+    try:
+        said = policies_in(document_of(text, name="policies")).policies
+    except ConfigError:
+        said = {}
+    if said.keys() != wanted.keys():
+        yield "all of it"
+        return
+    for name, policy in wanted.items():
+        yield from differences(said[name], policy)
 
 
 def folded(text: str, name: str, policy: Policy, tuned: Mapping[str, Any]) -> str:

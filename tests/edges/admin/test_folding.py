@@ -126,6 +126,20 @@ def test_a_file_that_would_say_something_else_stays_as_it_is(file: Path) -> None
     assert file.read_text() == FILE
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["upstreams.ratings.bulkhead.limit = 5\n", "[upstreams]\nratings.bulkhead.limit = 5\ninfo.retry.attempts = 1\n"],
+)
+def test_a_file_that_cannot_be_written_in_its_own_way_stays_as_it_is_and_that_is_said(file: Path, text: str) -> None:
+    """It would be no policy file: what is wrong with that is nothing that the operator has written."""
+    file.write_text(text)
+
+    with pytest.raises(ConfigError, match=r"^upstreams\.ratings: the file would not say what holds now"):
+        fold(file, "ratings", bulkhead__limit=None)
+
+    assert file.read_text() == text
+
+
 def test_a_value_of_the_environment_is_replaced_and_the_rest_stays(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUEUE", "11")
     monkeypatch.setenv("LIMIT", "12")
