@@ -105,6 +105,7 @@ def configure(*, level: int = logging.INFO, json: bool | None = None, stream: Te
         shared.append(structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False))
         plain = structlog.dev.plain_traceback  # the default is rich's, where that is installed
         rendered = [structlog.dev.ConsoleRenderer(colors=out.isatty(), sort_keys=False, exception_formatter=plain)]
+    rendered.append(writable(out))
     structlog.configure(
         processors=[*shared, *rendered],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -118,6 +119,16 @@ def configure(*, level: int = logging.INFO, json: bool | None = None, stream: Te
     standard.handlers = [*(one for one in standard.handlers if not isinstance(one, RenderingHandler)), handler]
     standard.setLevel(level)
     standard.propagate = False  # it is written here: a handler of the root would write it again
+
+
+def writable(out: TextIO) -> Processor:
+    """Spells out what a stream's encoding does not have: one letter in an upstream's error would be the last line."""
+    encoding = getattr(out, "encoding", None) or "utf-8"
+
+    def spelled(_: object, __: str, line: Any) -> str:
+        return str(line).encode(encoding, "backslashreplace").decode(encoding)
+
+    return spelled
 
 
 class RenderingHandler(logging.StreamHandler[TextIO]):

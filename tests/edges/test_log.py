@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import structlog
 
-from gateway import BreakerPolicy, Gateway, LastGood, Operation, Policy, Refused, RetryPolicy, Upstream
+from gateway import BreakerPolicy, Gateway, LastGood, Operation, Policy, Refused, RetryPolicy, Static, Upstream
 from gateway.log import configure, listen
 from gateway.testing import Faults
 from tests.support import Boom, ended, fail_until_open
@@ -248,3 +248,28 @@ def test_what_is_below_the_level_is_not_written(standard: logging.Logger) -> Non
     standard.info("as usual")
 
     assert len(out.getvalue().splitlines()) == 1
+
+
+@virtual
+@pytest.mark.usefixtures("standard")
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+async def test_a_letter_that_the_stream_does_not_have_is_spelled_out_and_more_lines_follow(encoding: str) -> None:
+    """What an upstream says may hold any: to fail of it was to be removed, with all that there was to say later."""
+    written = io.BytesIO()
+    configure(json=False, stream=io.TextIOWrapper(written, encoding=encoding, write_through=True))
+    gate = Gateway()
+    ratings = gate.upstream("ratings", policy=Policy(retry=RetryPolicy(attempts=1)))
+
+    @ratings.operation(idempotent=True, fallback=[Static(0)])
+    async def stars(film: str) -> int:
+        raise Boom(film)
+
+    listen(gate, every=0.0)
+
+    for film in ("Amélie", "\u20ac", "Alien"):
+        await stars(film)
+    await gate.close()
+
+    lines = written.getvalue().decode(encoding).splitlines()
+    assert len([line for line in lines if "degraded answer" in line]) == 3
+    assert not [line for line in lines if "was removed" in line]
