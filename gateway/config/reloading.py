@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from gateway.config.document import key_of
@@ -48,17 +48,22 @@ class Reloading:
         """Read the file, and go by it; gives the names of upstreams that changed. Raises ConfigError."""
         read = self.file.read()
         names = dict.fromkeys([*self.policies, *read.policies])
-        told = {name: read.policies.get(name, self._in_code.get(name, self._usual)) for name in names}
+        before, told = self._told_by(self.policies, names), self._told_by(read.policies, names)
         wanted = {name: self._overlaid(name, policy) for name, policy in told.items()}
         wanted = {
             name: policy
             for name, policy in wanted.items()
             if name not in self._upstreams or not alike(self._upstreams[name].policy, policy)
         }
-        self._check(wanted, read)
+        # What is laid over has been checked; what it is laid over must hold without it, or the next start would fail.
+        self._check(wanted | {name: policy for name, policy in told.items() if not alike(before[name], policy)}, read)
         self._apply(wanted, read)
         self.policies, self._hidden = read.policies, read.hidden
         return tuple(wanted)
+
+    def _told_by(self, policies: Mapping[str, Policy], names: Iterable[str]) -> dict[str, Policy]:
+        """What is said of these upstreams by a file with these policies, else by code."""
+        return {name: policies.get(name, self._in_code.get(name, self._usual)) for name in names}
 
     def _check(self, wanted: Mapping[str, Policy], read: Policies) -> None:
         """Raise all that operations have against these policies."""

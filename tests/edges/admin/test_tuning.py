@@ -422,6 +422,24 @@ async def test_what_an_operation_has_against_it_by_now_is_set_aside_also_on_a_re
         assert "operation" in (await ask(admin, "GET", f"{POLICY}?knobs=1")).json["aside"]
 
 
+async def test_a_file_that_holds_only_below_what_is_tuned_is_refused_for_no_service_would_start_with_it(
+    file: Path,
+) -> None:
+    gate = from_file(file)
+
+    @gate["ratings"].operation(timeout=TimeoutPolicy(attempt=3.0))
+    async def stars() -> None: ...
+
+    async with admin_of(gate) as admin:
+        await patch(admin, {"timeout": {"call": 10}})
+        file.write_text(FILE + "queue = 5\n[upstreams.ratings.timeout]\ncall = 1\n")
+
+        with pytest.raises(ConfigError, match=r"3\.0 s can never fire: timeout\.call is 1 s"):
+            gate.reload()
+
+        assert gate["ratings"].policy.bulkhead.queue == 20
+
+
 async def test_what_another_thread_tunes_is_told_too(gate: Gateway, tmp_path: Path) -> None:
     async with await serve(gate, port=0, journal=tmp_path / "journal"):  # the gateway is open on no loop
         await asyncio.to_thread(gate["ratings"].tune_fields, {"bulkhead.limit": 99})
