@@ -13,16 +13,19 @@ Who does not instrument pays nothing: where a call begins, and where it is sent,
 operation that is made later, as the methods of HTTP upstreams are, is instrumented when its first call is over; that
 call has a span without tries. Names of attributes are those of the semantic conventions where there are any
 (`peer.service`, `error.type`, `http.request.method`, ...), else they begin with `gateway.`. Arguments and values are in
-none of them; an error is its type.
+none of them; an error is its type. If a sampler or a processor of spans raises, that is logged, and nothing is traced
+any more: observation never changes what is observed.
 """
 
 from __future__ import annotations
 
+import logging
 from asyncio import CancelledError, current_task
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from contextvars import Token
 from time import time_ns
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
@@ -37,10 +40,13 @@ from gateway.operation import Operation
 from gateway.outcome import GatewayError, Outcome
 from gateway.upstream import Upstream
 
+log = logging.getLogger("gateway")
+
 NAME = "gateway"
 NO_ANSWER = frozenset({Outcome.FAILED, Outcome.UNKNOWN, Outcome.REJECTED})
 TRACED = context.create_key("gateway-call")
 Sender = Callable[..., Awaitable[Any]]
+Done = TypeVar("Done")
 Begin = Callable[[tuple[Any, ...], dict[str, Any]], Call]
 
 
@@ -130,9 +136,20 @@ class Instrumentation:
                 operation.swap_sender(now)
         self._known.clear()
         for traced in self._calls.values():
-            traced.end_attempt()
-            traced.span.end()
+            with suppress(Exception):
+                traced.end_attempt()
+            with suppress(Exception):
+                traced.span.end()
         self._calls.clear()
+
+    def _safely(self, do: Callable[..., Done], *args: Any, **kwargs: Any) -> Done | None:
+        """Do it; who raises in it has traced for the last time."""
+        try:
+            return do(*args, **kwargs)
+        except Exception:
+            log.exception("what hears of spans raised: nothing is traced any more")
+            self.remove()
+            return None
 
     # -- spans
 
@@ -151,7 +168,10 @@ class Instrumentation:
     def _beginning(self, name: str, about: dict[str, str], begin: Begin) -> Begin:
         def begin_traced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
             call = begin(args, kwargs)
-            traced = Traced(self._tracer.start_span(name, attributes=about))
+            span = self._safely(self._tracer.start_span, name, attributes=about)
+            if span is None:
+                return call
+            traced = Traced(span)
             around = context.set_value(TRACED, traced, trace.set_span_in_context(traced.span))
             traced.token = context.attach(around)
             self._calls[id(call)] = traced
@@ -173,21 +193,23 @@ class Instrumentation:
             more: dict[str, str | int] = {**about, "gateway.try": number}
             if number > 1 and "http.request.method" in about:
                 more["http.request.resend_count"] = number - 1
-            span = self._tracer.start_span(f"{name} try {number}", kind=SpanKind.CLIENT, attributes=more)
+            span = self._safely(self._tracer.start_span, f"{name} try {number}", kind=SpanKind.CLIENT, attributes=more)
+            if span is None:
+                return await send(*args, **kwargs)
             token = context.attach(trace.set_span_in_context(span))
             try:
                 value = await send(*args, **kwargs)
             except GeneratorExit:  # it is thrown away, in a context that is not its own
-                span.end()
+                self._safely(span.end)
                 raise
             except BaseException as error:
                 context.detach(token)
-                self._ended_badly(span, traced, error)
+                self._safely(self._ended_badly, span, traced, error)
                 raise
             context.detach(token)
             if isinstance(value, HttpReply):
                 span.set_attribute("http.response.status_code", value.status)
-            span.end()
+            self._safely(span.end)
             return value
 
         return send_traced
@@ -206,14 +228,20 @@ class Instrumentation:
 
     def attempt_failed(self, event: AttemptFailed) -> None:
         """The verdict on a try."""
+        self._safely(self._judged, event)
+
+    def call_finished(self, event: CallFinished) -> None:
+        """A call is over."""
+        self._safely(self._over, event)
+
+    def _judged(self, event: AttemptFailed) -> None:
         traced = self._calls.get(event.call)
         if traced is not None:
             if traced.attempt is not None:
                 traced.attempt.set_attribute("gateway.outcome", str(event.outcome))
             traced.end_attempt(type_of(event.error))
 
-    def call_finished(self, event: CallFinished) -> None:
-        """A call is over."""
+    def _over(self, event: CallFinished) -> None:
         traced = self._calls.pop(event.call, None)
         ended = str(event.source or event.outcome)
         about = {"gateway.upstream": event.upstream, "gateway.operation": event.operation, "gateway.ended": ended}

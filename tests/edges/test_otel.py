@@ -12,7 +12,7 @@ from aiohttp import web
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
@@ -33,7 +33,7 @@ from gateway import (
 from gateway.otel import Instrumentation, headers, instrument
 from gateway.testing import Faults, assert_nothing_left
 from tests.edges.serving import served
-from tests.support import NEVER_OPENS, ONE_TRY, QUIET, Boom, ended, gone
+from tests.support import NEVER_OPENS, ONE_TRY, QUIET, Boom, counted, ended, gone
 
 virtual = pytest.mark.virtual_time
 SECRET = "s3cret"  # noqa: S105 - it is to be seen nowhere
@@ -487,6 +487,51 @@ async def test_it_is_taken_out_below_what_another_put_in(seen: Seen) -> None:
         assert await stars() == 5
     assert_nothing_left(seen.gate)
     assert seen.names() == []
+
+
+class Raising(SpanProcessor):
+    """Of somebody's own: it raises when a span begins, or ends."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+
+    def on_start(self, span: object, parent_context: object = None) -> None:
+        if self.at == "the start":
+            raise Boom
+
+    def on_end(self, span: object) -> None:
+        if self.at == "the end":
+            raise Boom
+
+
+@virtual
+@pytest.mark.parametrize("at", ["the start", "the end"])
+async def test_who_hears_of_spans_and_raises_is_logged_and_fails_no_call(
+    seen: Seen, caplog: pytest.LogCaptureFixture, at: str
+) -> None:
+    ratings = seen.gate.upstream("ratings", policy=policy(retry=RetryPolicy(wait=lambda _: 0.05, attempts=2)))
+    fails = [True, False, False]
+
+    @ratings.operation(idempotent=True)
+    async def stars() -> int:
+        if fails.pop(0):
+            raise Boom
+        return 5
+
+    again(seen)
+    tracers = TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(Raising(at))
+    seen.instrumentation._tracer = tracers.get_tracer("test")
+
+    async with seen.gate:
+        answers = [await stars(), await stars()]
+        assert_nothing_left(seen.gate)
+
+    assert answers == [5, 5]
+    assert counted(ratings) == {"asked": 2, "live": 2, "attempts": 3, "retries": 1}
+    assert caplog.text.count("nothing is traced any more") == 1
+    assert not seen.gate.listeners.call_finished
+    tracers.shutdown()
 
 
 @virtual
