@@ -47,7 +47,7 @@ SLOW_AFTER = 0.05
 FEWER = 14
 """How a batch shrinks after a failure: 200, 14, 1. One value that a store does not take must not cost it all others,
 nor fail often enough to have the store left alone."""
-PREFIX = "g1:"
+PREFIX = "g2:"
 
 
 class Forgotten:
@@ -309,7 +309,7 @@ class Behind:
                 name = name_of(key)
                 if value is FORGOTTEN:
                     continue
-                data = wrap(None if value is TOMBSTONE else value, at, kind)
+                data = wrap(None if value is TOMBSTONE else value, at, kind, name)
                 pairs.append((key, name, self._spoken(data)))
             except Exception as error:  # noqa: BLE001 - whatever users' values do
                 del batch[key]
@@ -389,19 +389,23 @@ class Behind:
             raise
         self._worked()
         entry, tombstone = (*answers, None, None)[:2]  # none at all where AIOCACHE_DISABLE is set
-        found = self.opened(entry, kind, tombstone if within else None, self._unwritten_tombstone(within))
+        found = self.opened(
+            names[0], entry, kind, within, tombstone if within else None, self._unwritten_tombstone(within)
+        )
         self.hits += found is not None
         return found
 
-    def opened(self, entry: Any, kind: Any, tombstone: Any = None, void_until: float = -inf) -> Found | None:
+    def opened(  # noqa: PLR0917 - as `read` says it
+        self, name: str, entry: Any, kind: Any, within: str = "", tombstone: Any = None, void_until: float = -inf
+    ) -> Found | None:
         """What an entry of the store says, if it says anything that still holds: value, age, when it was live."""
         if entry is None:
             return None
         now = self._wall.now()
         try:
             if tombstone is not None:  # one that cannot be read, or is ahead of its time, voids all the same
-                void_until = max(void_until, stamp_of(heard(tombstone), inf))
-            value, at = unwrap(heard(entry), kind, now)
+                void_until = max(void_until, stamp_of(heard(tombstone), inf, self.tombstone(within)))
+            value, at = unwrap(heard(entry), kind, now, name)
         except Undecodable:
             self.undecodable += 1
             return None

@@ -2,6 +2,8 @@
 
     "gw" | version | checksum | seconds since 1970 | the value as MessagePack
 
+The checksum is that of all behind it and of the entry's name, so that no damage, and no mistake of a store, makes the
+answer to one question that to another.
 The value is read back into the declared type, by msgspec, which makes nothing but data: never by pickle, which runs
 what it is told to. Nothing is trusted to be ours: what is cut short, flipped, of another version or hostile is
 `Undecodable`.
@@ -24,7 +26,7 @@ from msgspec.msgpack import Decoder, Encoder
 from fallbacks.wall import WALL
 
 MARK = b"gw"
-VERSION = 1
+VERSION = 2
 HEADER = Layout("<2sBI")
 STAMP = Layout("<d")
 START = HEADER.size + STAMP.size
@@ -40,8 +42,8 @@ class Undecodable(Exception):
     """Bytes from a store that are no answer of this kind."""
 
 
-def wrap(value: Any, at: float, kind: Any = Any) -> bytes:
-    """A value that was live at an instant of the wall clock, as bytes.
+def wrap(value: Any, at: float, kind: Any = Any, name: str = "") -> bytes:
+    """A value that was live at an instant of the wall clock, as bytes that hold under this name only.
 
     Raises TypeError for one that would not come back from `unwrap` as what it is: of another type than declared, a
     tuple or a set where nothing is declared, or no data at all.
@@ -55,32 +57,40 @@ def wrap(value: Any, at: float, kind: Any = Any) -> bytes:
         problem = "it would come back as something else"
         raise TypeError(f"a {type(value).__qualname__} cannot be kept in a store as {kind}: {problem}")
     stamped = STAMP.pack(at) + payload
-    return HEADER.pack(MARK, VERSION, crc32(stamped)) + stamped
+    return HEADER.pack(MARK, VERSION, checksum_of(name, stamped)) + stamped
 
 
-def unwrap(data: object, kind: Any = Any, now: float | None = None) -> tuple[Any, float]:
+def unwrap(data: object, kind: Any = Any, now: float | None = None, name: str = "") -> tuple[Any, float]:
     """The value, typed, and when it was live. Raises Undecodable for anything else. `now`: on the same wall clock."""
-    at = stamp_of(data, now)
+    at = stamp_of(data, now, name)
     try:
         return decoder(kind).decode(memoryview(data)[START:]), at  # type: ignore[arg-type]  # it is bytes
     except Exception as error:
         raise Undecodable(f"no {kind}: {error!r}") from error
 
 
-def stamp_of(data: object, now: float | None = None) -> float:
-    """When the value in these bytes was live. Raises Undecodable for bytes that are not whole, or of other format."""
+def stamp_of(data: object, now: float | None = None, name: str = "") -> float:
+    """When the value in these bytes was live.
+
+    Raises Undecodable for bytes that are not whole, of another format, or under another name than they were written.
+    """
     if not isinstance(data, bytes) or len(data) < START:
         raise Undecodable(f"no envelope, but a {type(data).__qualname__}")
     mark, version, checksum = HEADER.unpack_from(data)
     if mark != MARK or version != VERSION:
         raise Undecodable("of another format")
-    if crc32(memoryview(data)[HEADER.size :]) != checksum:
-        raise Undecodable("not whole")
+    if checksum_of(name, memoryview(data)[HEADER.size :]) != checksum:
+        raise Undecodable("not whole, or another's")
     at: float = STAMP.unpack_from(data, HEADER.size)[0]
     latest = (WALL.now() if now is None else now) + AHEAD
     if not 0.0 <= at <= latest:
         raise Undecodable("from the future, or from no time at all")
     return at
+
+
+def checksum_of(name: str, stamped: bytes | memoryview) -> int:
+    """The checksum of an entry."""
+    return crc32(stamped, crc32(name.encode()))
 
 
 def check_kind(kind: Any) -> None:

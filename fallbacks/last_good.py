@@ -297,7 +297,8 @@ class LastGood:
         data = self._thaw(behind, key)
         if data is None:
             return None
-        found = behind.opened(data, kind, self._frozen.get(behind.tombstone(operation)) if operation else None)
+        tombstone = self._frozen.get(behind.tombstone(operation)) if operation else None
+        found = behind.opened(behind.spelled(key), data, kind, operation, tombstone)
         return None if found is None else self._kept(key, found[0], now - found[1])
 
     def _thaw(self, behind: Behind, key: Hashable) -> bytes | None:

@@ -49,7 +49,7 @@ class Store(SimpleMemoryCache):
 
     def put(self, key: Any, value: Any, age: float, kind: Any = Any) -> None:
         """As another process would have written it so many seconds ago."""
-        self._cache[name_of(key)] = wrap(value, WALL.now() - age, kind)
+        self._cache[name_of(key)] = wrap(value, WALL.now() - age, kind, name_of(key))
 
     @property
     def names(self) -> list[str]:

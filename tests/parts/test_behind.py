@@ -69,11 +69,11 @@ class Store(SimpleMemoryCache):
 
     def put(self, key: Any, value: Any, at: float) -> None:
         """As another process would have written it."""
-        self._cache[name(key)] = wrap(value, at)
+        self._cache[name(key)] = wrap(value, at, name=name(key))
 
 
 def name(key: Any) -> str:
-    return f"g1:{spelled(key)}"
+    return f"g2:{spelled(key)}"
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ async def test_a_value_is_written_behind_with_a_whole_number_of_seconds_to_live(
     assert at_once == []
     assert store.ttls == [60]
     assert type(store.ttls[0]) is int
-    assert store._cache == {name("k"): wrap(["v"], 1_000_000.0)}
+    assert store._cache == {name("k"): wrap(["v"], 1_000_000.0, name=name("k"))}
     assert counts(behind) == {"writes": 1}
 
 
@@ -536,13 +536,26 @@ async def test_a_tombstone_that_cannot_be_read_voids_all_the_same(store: Store, 
 
 async def test_a_tombstone_from_a_clock_ahead_voids(store: Store, behind: Behind) -> None:
     store.put("k", "v", 1_000_000.0)
-    store._cache[behind.tombstone("op")] = wrap(None, 1_000_100.0)
+    store._cache[behind.tombstone("op")] = wrap(None, 1_000_100.0, name=behind.tombstone("op"))
 
     assert await behind.read("k", within="op") is None
     assert behind.undecodable == 0
 
 
 # -- a store that is out of order
+
+
+async def test_a_store_that_mixes_up_its_entries_gives_nobody_what_is_another_s(store: Store, behind: Behind) -> None:
+    behind.write("ada", ["Ada's"])
+    behind.write("bob", ["Bob's"])
+    await behind.flush()
+    ada, bob = name("ada"), name("bob")
+    store._cache[ada], store._cache[bob] = store._cache[bob], store._cache[ada]
+
+    found = [await behind.read("ada"), await behind.read("bob")]
+
+    assert found == [None, None]
+    assert behind.undecodable == 2
 
 
 def warned(caplog: pytest.LogCaptureFixture, what: str) -> list[int]:
@@ -917,7 +930,7 @@ async def test_a_store_that_tells_its_newest_is_asked_for_them(wall: Clock, tmp_
     await store.close()
 
     assert list(newest) == [behind.spelled(2), behind.spelled(3), behind.spelled(4)]
-    assert behind.opened(newest[behind.spelled(4)], int) == (4, 0.0, 1_000_000.0)
+    assert behind.opened(behind.spelled(4), newest[behind.spelled(4)], int) == (4, 0.0, 1_000_000.0)
 
 
 async def test_a_store_that_tells_nothing_has_no_newest(behind: Behind) -> None:

@@ -207,6 +207,14 @@ def test_garbage_is_undecodable_and_nothing_else(data: Any, kind: Any) -> None:
         unwrap(data, kind, now=100.0)
 
 
+def test_what_was_written_under_one_name_is_undecodable_under_another() -> None:
+    data = wrap("Ada's", 100.0, name="g2:ada")
+
+    assert unwrap(data, now=100.0, name="g2:ada") == ("Ada's", 100.0)
+    with pytest.raises(Undecodable, match="another's"):
+        unwrap(data, now=100.0, name="g2:bob")
+
+
 def test_a_value_of_another_type_is_undecodable() -> None:
     with pytest.raises(Undecodable, match="no <class 'int'>"):
         unwrap(wrap("a", 1.0), int, now=1.0)
