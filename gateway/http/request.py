@@ -36,11 +36,14 @@ HOP_BY_HOP = frozenset(
 )
 """Of one connection only, or of this message: aiohttp says them itself, or nobody does."""
 NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-UNSAFE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+HALF = r"\ud800-\udfff"
+"""Halves of a pair of surrogates: they are in no encoding, and in a URL would be left out without a word."""
+UNSAFE = re.compile(rf"[\x00-\x08\x0a-\x1f\x7f{HALF}]")
 """Control characters: with them a value would be more than one header, or a path more than one request."""
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:")
 LEAVES = re.compile(r"[\\\x00-\x1f\x7f]")
-NO_PATH = re.compile(r"[#\x00-\x20\x7f]")
+NO_PATH = re.compile(rf"[#\x00-\x20\x7f{HALF}]")
+NO_TEXT = re.compile(f"[{HALF}]")
 IDEMPOTENT = {"GET": True, "HEAD": True, "OPTIONS": True, "PUT": True, "DELETE": True, "POST": False, "PATCH": False}
 """RFC 9110, 9.2.2."""
 PATHS_KEPT = 512
@@ -89,7 +92,8 @@ def confined(path: str) -> str:
     if plain.startswith("//") or SCHEME.match(plain) is not None:
         raise ConfigError("path", "it names a server of its own", "give a path below the base URL")
     if LEAVES.search(decoded) or NO_PATH.search(path):
-        raise ConfigError("path", "it holds a space, a control character, # or \\", "use a template, or quote it")
+        problem = "it holds a space, a control character, half a character, # or \\"
+        raise ConfigError("path", problem, "use a template, or quote it")
     if any(segment in (".", "..") for segment in decoded.split("/")):
         raise ConfigError("path", "it has . or .. in it, and could leave the base URL", "give the path itself")
     return path
@@ -111,7 +115,7 @@ def checked(headers: Headers) -> Pairs:
         if not isinstance(name, str) or NAME.fullmatch(name) is None:
             raise ConfigError("headers", "a name is no header name", "give letters, digits and -")
         if not isinstance(value, str) or UNSAFE.search(value) is not None:
-            raise ConfigError(f"headers {name}", "its value is no single line of text", "take out control characters")
+            raise ConfigError(f"headers {name}", "its value is no single line of text", "give characters that can be sent")
         if name.lower() == "connection":
             left_out = left_out | {token.strip().lower() for token in value.split(",")}
     return tuple((name, value) for name, value in given if name.lower() not in left_out)
@@ -122,19 +126,21 @@ def pairs_of(params: Params) -> Pairs:
     pairs: list[tuple[str, str]] = []
     for name, value in params.items() if isinstance(params, Mapping) else params:
         if isinstance(value, (list, tuple, set, frozenset)):
-            pairs += [(name, text_of(one)) for one in value]
+            pairs += [(text_of(name), text_of(one)) for one in value]
         elif value is not None:
-            pairs.append((name, text_of(value)))
+            pairs.append((text_of(name), text_of(value)))
     return tuple(pairs)
 
 
 def text_of(value: object) -> str:
-    """Plain data as it stands in a URL; TypeError for anything else."""
+    """Plain data as it stands in a URL; TypeError for anything else, ConfigError for text that is in no encoding."""
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
+        if NO_TEXT.search(value) is not None:
+            raise ConfigError("text", "it holds half a character", "decode it as what it is, or leave it out")
         return value
     if isinstance(value, (date, time)):
         return value.isoformat()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import traceback
 from base64 import b64encode
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,7 @@ async def test_headers_of_one_connection_stay_behind(gate: Gateway) -> None:
         {"X-A": "1\r\nX-B: 2"},
         {"X-A": "1\nX-B: 2"},
         {"X-A": "1\x00"},
+        {"X-A": "\udcff"},
         {"X-A\r\nX-B": "1"},
         {"X A": "1"},
         {"": "1"},
@@ -112,7 +114,7 @@ ESCAPES = [
         "/%5c..%5cb",
     ),
     *("//evil.test/", "http://evil.test/", "HTTP:evil", "https:/x", "/a b", "/a\r\nX: 1", "/a\tb", "/a#b", "/a%0d%0ab"),
-    *("\\\\evil", "/\\evil", "/a\x00b", "?a=1\r\nb", "javascript:1"),
+    *("\\\\evil", "/\\evil", "/a\x00b", "?a=1\r\nb", "javascript:1", "/users/\udcff"),
 ]
 
 
@@ -188,6 +190,33 @@ async def test_what_is_no_base_url_is_a_config_error(gate: Gateway, url: str) ->
         gate.http("up", url)
 
     assert "up" not in gate
+
+
+@pytest.mark.parametrize("params", [{"q": "\udcff"}, {"\udcff": "q"}, [("q", ["fine", "\udcff"])]])
+async def test_half_a_character_is_not_left_out_of_what_is_asked(gate: Gateway, params: Any) -> None:
+    up = gate.http("up", "http://127.0.0.1:9")
+
+    @up.delete("/users/{user}", into=HttpReply)
+    async def remove(user: str) -> HttpReply: ...
+
+    with pytest.raises(ConfigError, match="half a character"):
+        await up.get("/", params=params)
+    with pytest.raises(ConfigError, match="half a character"):
+        await up.post("/", data=dict(params))
+    with pytest.raises(ConfigError, match="half a character"):
+        await remove("\udcff")
+
+    assert counted(up) == {}
+
+
+async def test_what_cannot_go_along_from_the_context_keeps_no_request_back(gate: Gateway) -> None:
+    async with serving(always(OK)) as server:
+        up = gate.http("up", server.url, http=HttpPolicy(propagate=lambda: {"X-Request-Id": "\udcff"}))
+
+        reply = await up.get("/")
+
+        assert reply.status == 200
+        assert "x-request-id" not in server.headers()
 
 
 async def test_redirects_are_replies(gate: Gateway) -> None:
