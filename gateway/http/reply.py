@@ -45,7 +45,7 @@ class HttpReply(Struct, frozen=True, gc=False):
         charset = content_type.partition("charset=")[2].partition(";")[0].strip(" \"'")
         try:
             return self.body.decode(charset or "utf-8", "replace")
-        except LookupError:
+        except (LookupError, UnicodeError):  # there is none of that name, or it has no "replace": "idna", "undefined"
             return self.body.decode("utf-8", "replace")
 
     def __repr__(self) -> str:

@@ -60,7 +60,7 @@ def retry_after_in(text: str | None) -> float | None:
         return float(text[-DIGITS:]) if len(text.lstrip("0")) <= DIGITS else None
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a year of many digits
         return None
     if date.tzinfo is None:
         date = date.replace(tzinfo=UTC)  # the old form without a zone, which is always GMT

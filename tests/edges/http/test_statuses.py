@@ -167,6 +167,8 @@ async def test_what_cannot_be_a_table_is_a_config_error(gate: Gateway, said: obj
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
         ("Wed, 99 Oct 2015 07:28:00 GMT", None),
         ("²", None),
+        ("Wed, 21 Oct 99999999999 07:28:00 GMT", None),
+        ("Wed, 21 Oct 99999999999999999999 07:28:00 GMT", None),
     ],
 )
 async def test_when_to_come_again(text: str | None, seconds: float | None) -> None:
