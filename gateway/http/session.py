@@ -101,7 +101,7 @@ class Session:
                 raise
             failure = self.failure(error, request, route, timeout, self._clock() - started)
         else:
-            if reply.status < 400 and not self._policy.statuses:  # noqa: PLR2004 - as the table says, and soon
+            if 200 <= reply.status < 400 and not self._policy.statuses:  # noqa: PLR2004 - as the table says, and soon
                 return reply
             refusal = self.refusal(reply, request, route)
             if refusal is None:

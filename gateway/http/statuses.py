@@ -7,7 +7,7 @@
 | any other 4xx           | refused: the server is well, and says no                                           |
 | 503 with Retry-After    | failed: it did nothing, and says when it will                                      |
 | any other 5xx           | unknown: it may have taken effect (a proxy's 502 hides what is behind it); failed  |
-|                         | where the request may be repeated                                                  |
+|                         | where the request may be repeated; so what is no status, or a switch of protocols  |
 
 `HttpPolicy(statuses={...})` overlays it.
 """

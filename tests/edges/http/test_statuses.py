@@ -36,6 +36,7 @@ TABLE = [
     *((status, (), "not sent", "not sent") for status in (408, 425, 429)),
     *((status, (SECONDS,), "not sent", "not sent") for status in (408, 425, 429, 503)),
     *((status, (), "failed", "unknown") for status in (500, 501, 502, 503, 504, 599)),
+    *((status, (), "failed", "unknown") for status in (0, 101, 600, 999)),
     *((status, (SECONDS,), "failed", "unknown") for status in (500, 502, 504)),
     (404, (SECONDS,), "refused", "refused"),
 ]
