@@ -15,7 +15,7 @@ from gateway.http.request import IDEMPOTENT, Data, Headers, HttpRequest, Params,
 from gateway.http.routed import RoutedOperation
 from gateway.http.routes import Trip
 from gateway.operation import Operation
-from gateway.outcome import Outcome
+from gateway.outcome import ConfigError, Outcome
 from gateway.policy import Policy, TimeoutPolicy
 from gateway.terms import CircuitBy, Revalidate, Terms
 from gateway.views import Using
@@ -227,6 +227,9 @@ class Method(RoutedOperation[..., HttpReply]):
         idempotency_key: str | bool | None,  # noqa: FBT001 - private
     ) -> HttpRequest:
         if isinstance(path, HttpRequest):
+            if path.method != self.method:  # whether it may be repeated is said of this one
+                remedy = f"ask {path.method.lower()} instead"
+                raise ConfigError(f"{self.upstream.name}.{self.name}", f"it cannot send a {path.method}", remedy)
             return path
         return request_of(
             self.method, path, params=params, headers=headers, json=json, data=data, idempotency_key=idempotency_key

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway import Alternate, ConfigError, Gateway, HttpPolicy, HttpReply, Policy
+from gateway import Alternate, ConfigError, Failed, Gateway, HttpPolicy, HttpReply, Policy
 from tests.edges.http.misbehaving import OK, Visit, always, reply, serving
 from tests.support import ONE_TRY, counted, ended
 
@@ -335,6 +335,19 @@ async def test_an_alternate_is_asked_the_same_at_its_own_base(gate: Gateway) -> 
         assert answer.source == "alternate"
         assert second.targets() == ["/v2/charges"]
         assert second.requests[0].endswith(b'{"amount":1}')
+
+
+async def test_an_alternate_of_another_method_sends_nothing_that_it_would_repeat(gate: Gateway) -> None:
+    async with serving(always(reply(b"", status=500))) as second:
+        first = gate.http("first", "http://127.0.0.1:9", policy=Policy(retry=ONE_TRY))
+        other = gate.http("other", second.url)
+        first.post.fallback(Alternate(other.put))
+
+        error = await ended(first.post.ask("/charges", json={"amount": 1}))
+
+        assert isinstance(error, Failed)
+        assert "it cannot send a POST" in str(error.__notes__)
+        assert second.targets() == []
 
 
 async def test_two_callers_at_once_do_not_share_a_connection(gate: Gateway) -> None:
