@@ -114,8 +114,10 @@ class Routes:
         return value
 
     def begin(self, trip: Trip) -> tuple[Route, Lease]:
-        """The route of the next try of a call, and the lease of its endpoint."""
+        """The route of the next try of a call, and the lease of its endpoint. Raises NotSent where it has none."""
         endpoints = self.endpoints
+        if self.dead_end(trip):  # it has left the list while the call was waiting
+            raise NotSent("the endpoint that knows its key is no longer there")
         endpoint = trip.stays
         if endpoint is None and not trip.tried and self._has_home(trip.request):
             endpoint = self._home(trip.request)

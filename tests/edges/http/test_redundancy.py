@@ -390,6 +390,23 @@ async def test_a_key_whose_endpoint_has_left_the_list_is_not_tried_at_another(ga
         assert running[1].calls == 0
 
 
+async def test_a_key_whose_endpoint_leaves_the_list_during_the_pause_is_not_tried_at_another(gate: Gateway) -> None:
+    async with instances(2) as running:
+        resting = asyncio.Event()
+        policy = Policy(retry=RetryPolicy(wait=lambda _: resting.set() or 0.02), breaker=NEVER_OPENS)  # type: ignore[func-returns-value]
+        up = gate.http("up", running[0].url, policy=policy)
+        running[0].mode = "500"
+
+        call = asyncio.create_task(ended(up.post("/", data="x", idempotency_key="order 7")))
+        await resting.wait()
+        up.replace_endpoints([running[1].url])
+        error = await call
+
+        assert isinstance(error, Failed)
+        assert "no longer there" in str(error)
+        assert running[1].calls == 0
+
+
 # -- what each endpoint is told, and what it is blamed for
 
 
