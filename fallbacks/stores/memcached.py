@@ -255,6 +255,8 @@ class MemcachedStore(BaseCache):
                     name, cycle = fit(key), cycle_of(key)
                     if CYCLE + len(name) + len(value) > self.max_value:
                         self._refused()
+                        with suppress(self._emcache.NotFoundCommandError):
+                            await client.delete(name)  # as the server itself does: what was there may be forgotten
                         continue
                     if cycle not in cycles:
                         cycles[cycle] = await self._cycle(client, cycle)

@@ -45,6 +45,8 @@ SIDES = ("-wal", "-shm", "")
 KEYS_AT_ONCE = 500
 WRITE = "INSERT OR REPLACE INTO entries (key, expires_at, value) VALUES (?, ?, ?)"
 
+DELETE = "DELETE FROM entries WHERE key = ?"
+
 SCHEMA = f"""
     BEGIN IMMEDIATE;
     CREATE TABLE IF NOT EXISTS entries (
@@ -251,7 +253,7 @@ class SQLiteStore(BaseCache):
         return bool(await self._in_thread(self._changed, change, self._expiry(ttl), encoded(key)))
 
     async def _delete(self, key: str, _conn: object = None) -> int:
-        return await self._in_thread(self._changed, "DELETE FROM entries WHERE key = ?", encoded(key))
+        return await self._in_thread(self._changed, DELETE, encoded(key))
 
     async def _clear(self, namespace: str | None = None, _conn: object = None) -> bool:
         start = encoded(self.build_key("", namespace))
@@ -315,13 +317,15 @@ class SQLiteStore(BaseCache):
     ) -> bool:
         """Write entries, all or none. `over=False`: not over one that is there; `token`: only over this one."""
         fit = [(key, self._expiry(ttl), value) for key, value in pairs if len(key) + len(value) <= self.max_bytes]
-        if len(fit) < len(pairs):
-            self._refused(len(pairs) - len(fit))
+        too_large = [(key,) for key, value in pairs if len(key) + len(value) > self.max_bytes]
+        if too_large:
+            self._refused(len(too_large))
         with transaction(database):
             if over is False or token is not None:
                 (there,) = self._fetch(database, [pairs[0][0]])
                 if there != token:
                     return False
+            database.executemany(DELETE, too_large)  # what was there before may have been forgotten meanwhile
             database.executemany(WRITE, fit)
             self._trim(database)
         return True

@@ -229,6 +229,17 @@ async def test_what_is_too_large_is_counted_and_costs_nothing_else(
     assert len([record for record in caplog.records if "too large" in record.message]) == 3
 
 
+@pytest.mark.parametrize("max_value", [LARGEST, 10_000_000])
+async def test_what_is_too_large_takes_what_it_replaces_with_it(make: Make, max_value: int) -> None:
+    store = make(op_timeout=2.0, max_value=max_value)
+    await store.set("large", b"small")
+
+    await store.set("large", b"x" * 2_000_000)
+    await store.set("never there", b"x" * 2_000_000)
+
+    assert await store.multi_get(["large", "never there"]) == [None, None]
+
+
 async def test_what_memcached_takes_as_a_key_is_its_key() -> None:
     assert fit("films:7") == b"films:7"
     assert fit("x" * 251) != fit("x" * 252)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, contextmanager
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,19 @@ async def test_what_is_larger_than_all_it_may_hold_is_counted_and_drives_nothing
     assert await store.multi_get(["a", "b", "large"]) == [b"v", b"v", None]
     assert store.too_large == 3
     assert len(caplog.records) == 2
+
+
+async def test_what_is_too_large_takes_what_it_replaces_with_it(make: Make) -> None:
+    store = make(max_bytes=200)
+    behind = Behind(store, max_age=60.0, max_bytes=inf)
+    behind.write("k", "of a user who left")
+    await behind.flush()
+
+    behind.forget("k")
+    behind.write("k", "x" * 200)
+    await behind.flush()
+
+    assert await behind.read("k") is None
 
 
 async def test_a_smaller_bound_holds_from_the_next_write(make: Make, path: Path) -> None:
