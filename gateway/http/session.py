@@ -343,7 +343,18 @@ def propagated(propagate: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:
 
 def lines_of(response: Response) -> Pairs:
     """The header lines, in plain strings: the multidict's own kind of name is no data that a store could hold."""
-    return tuple([(str(name), value) for name, value in response.headers.items()])
+    return tuple(
+        [(str(name), value if value.isascii() else as_text(value)) for name, value in response.headers.items()]
+    )
+
+
+def as_text(value: str) -> str:
+    """What a header says where it is not ASCII: UTF-8 as aiohttp reads it, else Latin-1, as of old (RFC 9110, 5.5)."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8: halves of characters, which no store could hold
+        return value.encode(errors="surrogateescape").decode("latin-1")
+    return value
 
 
 def what_of(request: HttpRequest, route: Route) -> str:

@@ -11,6 +11,7 @@ import pytest
 from msgspec import DecodeError, Struct, defstruct
 
 from fallbacks import LastGood
+from fallbacks.envelope import unwrap, wrap
 from gateway import (
     Answer,
     BulkheadPolicy,
@@ -101,6 +102,18 @@ async def test_a_reply(gate: Gateway) -> None:
         with pytest.raises(TypeError):
             answered.headers["x"] = "y"  # type: ignore[index]
         assert answered.json(dict[str, str])["target"] == "/a?key=s3cret"
+
+
+@pytest.mark.parametrize("said", ["é", "é".encode("latin-1").decode(errors="surrogateescape")], ids=["UTF-8", "Latin-1"])
+async def test_a_header_that_is_not_ascii_is_text_that_a_store_can_hold(gate: Gateway, said: str) -> None:
+    line = f"X-Name: caf{said}".encode(errors="surrogateescape")
+    async with serving(always(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n" + line + b"\r\n\r\nOK")) as server:
+        up = gate.http("up", server.url)
+
+        reply = await up.get("/")
+
+        assert reply.headers["X-Name"] == "café"
+        assert unwrap(wrap(reply, 1.0, HttpReply), HttpReply, 1.0) == (reply, 1.0)
 
 
 async def test_a_reply_is_remembered_by_what_was_asked(gate: Gateway) -> None:
