@@ -42,6 +42,8 @@ INHERITED: list[sqlite3.Connection | None] = []
 """Connections of the process that this one was forked from: closed here, they would end what is under way there."""
 SIDES = ("-wal", "-shm", "")
 """In the order in which they are moved: the journal of a file must not meet a new one."""
+CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+"""The last: there is no such column, say. As the file says that it is ours, its schema is damaged."""
 KEYS_AT_ONCE = 500
 WRITE = "INSERT OR REPLACE INTO entries (key, expires_at, value) VALUES (?, ?, ?)"
 
@@ -134,7 +136,7 @@ class SQLiteStore(BaseCache):
         try:
             try:
                 return work(self._opened(), *args)
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if not is_corrupt(error):
                     raise
                 self._move_aside(error)
@@ -197,7 +199,7 @@ class SQLiteStore(BaseCache):
         database.execute("PRAGMA synchronous = NORMAL")  # a crash of the machine may cost the last ones, not the file
         database.execute(f"PRAGMA journal_size_limit = {16 * MIB}")
 
-    def _move_aside(self, error: sqlite3.DatabaseError) -> None:
+    def _move_aside(self, error: sqlite3.DatabaseError | UnicodeDecodeError) -> None:
         """Let a corrupt file be, under another name; unless another process has done so already."""
         was = self._file
         self._close_file()
@@ -411,9 +413,11 @@ def decoded(key: bytes) -> str:
     return key.decode(errors="surrogatepass")
 
 
-def is_corrupt(error: sqlite3.DatabaseError) -> bool:
-    """Whether it says that the file is none of SQLite's, or damaged."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+def is_corrupt(error: sqlite3.DatabaseError | UnicodeDecodeError) -> bool:
+    """Whether it says that the file is none of SQLite's, or damaged, or that our statements make no sense there."""
+    if isinstance(error, UnicodeDecodeError):  # there is garbage in what it says
+        return True
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in CORRUPT
 
 
 def is_busy(error: sqlite3.Error) -> bool:

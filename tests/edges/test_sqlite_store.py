@@ -299,11 +299,15 @@ def damaged(path: Path, how: str) -> None:
         path.write_bytes(b"X" + data[1:])
     elif how == "pages":
         path.write_bytes(data[:100] + os.urandom(len(data) - 100))
+    elif how == "schema":
+        path.write_bytes(data.replace(b"expires_at REAL", b"expires_if REAL"))
+    elif how == "garbled schema":
+        path.write_bytes(data.replace(b"value BLOB NOT", b"value BLOB N\xf4T"))
     elif how == "truncated":
         path.write_bytes(data[: len(data) // 2 // 4096 * 4096])
 
 
-@pytest.mark.parametrize("how", ["garbage", "header", "pages", "truncated"])
+@pytest.mark.parametrize("how", ["garbage", "header", "garbled schema", "pages", "schema", "truncated"])
 @pytest.mark.parametrize("first", ["read", "write"])
 async def test_a_corrupt_file_is_moved_aside_and_begun_anew(
     make: Make, path: Path, how: str, first: str, caplog: pytest.LogCaptureFixture
