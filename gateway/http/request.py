@@ -115,7 +115,7 @@ def checked(headers: Headers) -> Pairs:
         if not isinstance(name, str) or NAME.fullmatch(name) is None:
             raise ConfigError("headers", "a name is no header name", "give letters, digits and -")
         if not isinstance(value, str) or UNSAFE.search(value) is not None:
-            raise ConfigError(f"headers {name}", "its value is no single line of text", "give characters that can be sent")
+            raise ConfigError(f"headers {name}", "its value is no single line of text", "give what can be sent")
         if name.lower() == "connection":
             left_out = left_out | {token.strip().lower() for token in value.split(",")}
     return tuple((name, value) for name, value in given if name.lower() not in left_out)

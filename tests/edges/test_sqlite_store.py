@@ -302,7 +302,7 @@ def damaged(path: Path, how: str) -> None:
     elif how == "schema":
         path.write_bytes(data.replace(b"expires_at REAL", b"expires_if REAL"))
     elif how == "garbled schema":
-        path.write_bytes(data.replace(b"value BLOB NOT", b"value BLOB N\xf4T"))
+        path.write_bytes(data.replace(b"value BLOB NOT NULL", b"value BLOB NOT N\xf4LL"))
     elif how == "truncated":
         path.write_bytes(data[: len(data) // 2 // 4096 * 4096])
 

@@ -104,9 +104,9 @@ async def test_a_reply(gate: Gateway) -> None:
         assert answered.json(dict[str, str])["target"] == "/a?key=s3cret"
 
 
-@pytest.mark.parametrize("said", ["é", "é".encode("latin-1").decode(errors="surrogateescape")], ids=["UTF-8", "Latin-1"])
-async def test_a_header_that_is_not_ascii_is_text_that_a_store_can_hold(gate: Gateway, said: str) -> None:
-    line = f"X-Name: caf{said}".encode(errors="surrogateescape")
+@pytest.mark.parametrize("charset", ["utf-8", "latin-1"])
+async def test_a_header_that_is_not_ascii_is_text_that_a_store_can_hold(gate: Gateway, charset: str) -> None:
+    line = "X-Name: café".encode(charset)
     async with serving(always(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n" + line + b"\r\n\r\nOK")) as server:
         up = gate.http("up", server.url)
 
