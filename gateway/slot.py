@@ -49,12 +49,18 @@ def until_begun(call: Coroutine[Any, Any, Any], upstream: Host) -> Generator[Any
         clock: Clock = upstream.clock  # not before: the first call of all is told the time by another clock
         asked_at = clock()
         while awaited is not BEGUN:
+            thrown: BaseException | None = None
             try:
                 sent = yield awaited
             except BaseException as error:  # noqa: BLE001 - a cancel is for the call, which knows what to do
-                awaited = call.throw(error)
-            else:
+                thrown = error
+            if thrown is None:
                 awaited = call.send(sent)
+                continue
+            try:
+                awaited = call.throw(thrown)  # not up there: all that the call raises would have it as its context
+            finally:
+                del thrown  # its traceback leads to this frame
         return clock() - asked_at
     except StopIteration:
         raise RuntimeError("the call of a slot was answered without its block") from None

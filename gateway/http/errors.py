@@ -16,9 +16,19 @@ Exception
 
 from __future__ import annotations
 
+import re
+
 from gateway.outcome import NotSent, Reason, WaitedFor
 
 from gateway.http.reply import HttpReply  # isort: skip
+
+
+QUOTE = re.compile(r"\n|(?<!\w)b?['\"]")
+
+
+def wrong_with(message: str) -> str:
+    """What aiohttp found wrong with an answer, without what it quotes of that: it may be a cookie, or half a body."""
+    return QUOTE.split(message, maxsplit=1)[0].strip(" :")[:80]
 
 
 class Unreachable(NotSent):

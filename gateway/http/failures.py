@@ -7,7 +7,15 @@ from asyncio import CancelledError
 from aiohttp import ClientResponseError
 
 from gateway.context import AMBIENT
-from gateway.http.errors import AnswerTimeout, BadReply, ConnectionLost, ConnectTimeout, ReadTimeout, Unreachable
+from gateway.http.errors import (
+    AnswerTimeout,
+    BadReply,
+    ConnectionLost,
+    ConnectTimeout,
+    ReadTimeout,
+    Unreachable,
+    wrong_with,
+)
 from gateway.lane import Timer
 from gateway.outcome import WaitedFor
 
@@ -23,7 +31,7 @@ def failure_of(error: BaseException, what: str, *, silent_for: float, took: floa
     if isinstance(error, TimeoutError):
         return ReadTimeout(f"{what}: silence for {silent_for:.3f} s")
     if isinstance(error, ClientResponseError):
-        return BadReply(f"{what}: not HTTP as agreed: {' '.join(error.message.split())[:80]}")
+        return BadReply(f"{what}: not HTTP as agreed: {wrong_with(error.message)}")
     return ConnectionLost(f"{what}: the connection broke after {took:.3f} s")
 
 

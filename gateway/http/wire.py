@@ -18,7 +18,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from gateway.http.connections import Broken, Uploaded
-from gateway.http.errors import BadReply
+from gateway.http.errors import BadReply, wrong_with
 from gateway.http.request import UNSAFE, Pairs
 from gateway.http.routes import Route
 from gateway.http.silence import Silence
@@ -165,7 +165,7 @@ async def exchange(
         return Arrival(connection, line, message, content)
     except HttpProcessingError as error:
         connection.close()
-        problem = " ".join(error.message.split())[:80]
+        problem = wrong_with(error.message)
     except BaseException:
         connection.close()
         raise

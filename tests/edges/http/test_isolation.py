@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway import Alternate, ConfigError, Failed, Gateway, HttpPolicy, HttpReply, Policy
+from gateway import Alternate, ConfigError, Failed, Gateway, GatewayError, HttpPolicy, HttpReply, Policy
 from tests.edges.http.misbehaving import OK, Visit, always, reply, serving
 from tests.support import ONE_TRY, counted, ended
 
@@ -282,12 +282,15 @@ async def test_credentials_of_the_url_are_sent_and_shown_nowhere(gate: Gateway) 
         assert "s3cret" not in "".join(traceback.format_exception(error)) + repr(up) + repr(http) + repr(up.routes.only)
 
 
-@pytest.mark.parametrize("cut", ["refused", "before the reply", "garbage", "body"])
-async def test_no_error_holds_a_secret(gate: Gateway, cut: str) -> None:
+@pytest.mark.parametrize("cut", ["refused", "before the reply", "garbage", "cookie", "body"])
+@pytest.mark.parametrize("way", ["call", "stream", "upload"])
+async def test_no_error_holds_a_secret(gate: Gateway, cut: str, way: str) -> None:
     async def cuts(visit: Visit) -> None:
         await visit.request()
         if cut == "garbage":
-            await visit.say(b"SMTP nonsense\r\n\r\n")
+            await visit.say(b"SMTP s3cret nonsense\r\n\r\n")
+        if cut == "cookie":
+            await visit.say(b"HTTP/1.1 200 OK\r\nSet-Cookie\x00: sid=s3cret\r\n\r\n")
         if cut == "body":
             await visit.say(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")
 
@@ -295,8 +298,18 @@ async def test_no_error_holds_a_secret(gate: Gateway, cut: str) -> None:
         url = server.url if cut != "refused" else "http://127.0.0.1:9"
         up = gate.http("up", url, policy=Policy(retry=ONE_TRY), http=HttpPolicy(params={"key": "s3cret"}))
 
-        error = await ended(up.get("/a?b=s3cret", headers={"Authorization": "s3cret"}))
+        async def ask() -> None:
+            if way == "call":
+                await up.get("/a?b=s3cret", headers={"Authorization": "s3cret"})
+            elif way == "upload":
+                await up.put("/a?b=s3cret", headers={"Authorization": "s3cret"}, data=b"s3cret" * 100_000)
+            else:
+                async with up.stream("GET", "/a?b=s3cret", headers={"Authorization": "s3cret"}) as stream:
+                    _ = [piece async for piece in stream]
 
+        error = await ended(ask())
+
+        assert isinstance(error, GatewayError)
         chain: list[BaseException] = [error]
         while (one := chain[-1].__cause__ or chain[-1].__context__) is not None:
             chain.append(one)
