@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 TIMEOUT = re.compile(r"(?:^|[,;\s])timeout\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 NAMES_KEPT = 100
 """Names whose addresses are remembered."""
+SERVERS_KNOWN = 1000
+"""Servers of which it is known how long they keep an idle connection."""
 MOST_IDLE = 1000
 """With more idle connections than this, those that are closed are looked for at once."""
 NO_LIMIT = float(2**40)
@@ -119,10 +121,14 @@ class Connections(TCPConnector):
 
     def learn(self, host: str | None, port: int | None, keep_alive: str) -> None:
         """What a server says of its idle connections: `Keep-Alive: timeout=5` (RFC 2068, 19.7.1.1)."""
-        said = TIMEOUT.search(keep_alive)
-        if said is not None and len(self._longest_idle) < NAMES_KEPT:
-            seconds = float(said[1])
-            self._longest_idle[host, port] = max(seconds - self._policy.keepalive_margin, seconds / 2)
+        said, known = TIMEOUT.search(keep_alive), self._longest_idle
+        if said is None:
+            return
+        seconds = float(said[1])
+        known.pop((host, port), None)  # who was heard of last stays longest: servers come and go
+        known[host, port] = max(seconds - self._policy.keepalive_margin, seconds / 2)
+        if len(known) > SERVERS_KNOWN:
+            del known[next(iter(known))]
 
     @property
     def idle(self) -> int:

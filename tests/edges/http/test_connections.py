@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway import BulkheadPolicy, ConfigError, Gateway, HttpPolicy, NotSent, Policy
+from gateway.http.connections import SERVERS_KNOWN
 from tests.edges.http.misbehaving import OK, Behaviour, Visit, always, reply, serving
 from tests.support import NEVER_OPENS, ONE_TRY, ended, now, steps, until
 
@@ -77,6 +78,21 @@ async def test_a_connection_is_left_alone_some_time_before_its_end(
         await up.post("/")
 
         assert server.connections == (1 if used_again else 2)
+
+
+@pytest.mark.virtual_time
+async def test_what_servers_that_are_gone_have_said_makes_room_for_others(gate: Gateway) -> None:
+    async with serving(worst_case(1.0, "Keep-Alive: timeout=1")) as server:
+        up = gate.http("up", server.url, policy=QUIET)
+        connections = up.session().connections
+        for number in range(2 * SERVERS_KNOWN):
+            connections.learn("10.0.0.1", number, "timeout=5")
+
+        for _ in range(3):
+            assert (await up.post("/", data=b"x")).status == 200
+            await asyncio.sleep(1.5)
+
+        assert len(connections._longest_idle) == SERVERS_KNOWN
 
 
 @pytest.mark.virtual_time
