@@ -269,8 +269,9 @@ class SQLiteStore(BaseCache):
     async def _close(self, *_: object, **__: object) -> None:
         executor, self._executor = self._executor, None
         if executor is not None and self._process == os.getpid():
+            closing = executor.submit(self._close_file)  # not by the loop: who is cancelled only does not wait for it
             try:
-                await asyncio.get_running_loop().run_in_executor(executor, self._close_file)
+                await asyncio.get_running_loop().run_in_executor(executor, closing.result)
             finally:
                 executor.shutdown(wait=False)  # what is queued there is done before it ends
 

@@ -283,6 +283,23 @@ async def test_a_path_that_cannot_be_one_is_refused_at_once(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_a_close_that_is_cut_short_closes_all_the_same(store: SQLiteStore) -> None:
+    await store.set("k", b"v")
+    at_work = threading.Event()
+    executor = store._executor
+    assert executor is not None
+    executor.submit(at_work.wait)
+
+    closing = asyncio.create_task(store.close())
+    await steps(3)
+    closing.cancel()
+    await gone(closing)
+    at_work.set()
+    await asyncio.to_thread(executor.shutdown)
+
+    assert store._database is None
+
+
 async def test_an_odd_name_is_the_name_of_the_file(tmp_path: Path) -> None:
     store = SQLiteStore(tmp_path / "a?mode=memory#%20 ü.db")
     await store.set("k", b"v")
