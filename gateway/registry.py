@@ -7,10 +7,12 @@ import logging
 import os
 from asyncio import (
     AbstractEventLoop,
+    CancelledError,
     Event,
     Future,
     Task,
     _get_running_loop,
+    create_task,
     current_task,
     gather,
     get_running_loop,
@@ -612,7 +614,14 @@ class Gateway:
 
     async def _close_stores(self, patience: float) -> None:
         stores = {memory.behind.store for memory in self._memories() if memory.behind is not None}
-        await gather(*(self._close_store(store, patience) for store in stores))
+        closing = [create_task(self._close_store(store, patience)) for store in stores]
+        try:
+            if closing:
+                await wait(closing)
+        except CancelledError:
+            for one in closing:  # each has begun by now: `gather` would have told them before that
+                one.cancel()
+            raise
 
     @staticmethod
     async def _close_store(store: BaseCache, patience: float) -> None:

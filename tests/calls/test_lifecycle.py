@@ -628,6 +628,21 @@ async def test_a_close_that_is_cut_short_in_one_step_takes_all_the_others(gate: 
 
 
 @pytest.mark.virtual_time
+@pytest.mark.parametrize("turns", range(1, 15))
+async def test_a_store_is_closed_whenever_it_is_that_who_closes_the_gateway_leaves(gate: Gateway, turns: int) -> None:
+    store = Lasting()
+    sleeping(gate, fallback=[LastGood(store=store)])
+    await gate.open()
+    closing = asyncio.ensure_future(gate.close())
+    await steps(turns)
+
+    await gone(closing)
+    await steps(3)
+
+    assert store.closed
+
+
+@pytest.mark.virtual_time
 async def test_a_store_that_hangs_does_not_hold_up_the_close_and_leaves_no_task(gate: Gateway) -> None:
     class Hanging(SimpleMemoryCache):
         async def _set(self, *args: Any, **kwargs: Any) -> bool:
