@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from contextvars import ContextVar
 from time import monotonic, sleep
 from typing import Any
 
@@ -60,6 +63,25 @@ def wait_until(holds: Callable[[], object], *, within: float = 10.0) -> None:
     while not holds():
         assert monotonic() < given_up_at, "it did not come to pass"
         sleep(0.001)
+
+
+class Page:
+    """What a service keeps in a context variable."""
+
+
+async def page_of(call: Callable[[], Awaitable[object]]) -> Page | None:
+    """What was kept in a context variable while this was done, if anything keeps that still."""
+
+    async def done() -> weakref.ref[Page]:
+        page = Page()
+        ContextVar[Page]("page").set(page)
+        await call()
+        return weakref.ref(page)
+
+    page = await asyncio.create_task(done())
+    await asyncio.create_task(asyncio.sleep(0))  # what woke this one has still the context it was woken in
+    gc.collect()
+    return page()
 
 
 async def gone(*tasks: asyncio.Task[Any]) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from asyncio import create_task, get_running_loop, sleep
-from contextvars import ContextVar
+from asyncio import get_running_loop, sleep
 from math import inf
 from random import Random
 from time import monotonic
@@ -17,7 +16,7 @@ import pytest
 from gateway.alarms import Alarms, alarms_here
 from gateway.context import HALF_MICROSECOND, clock_of
 from gateway.testing import VirtualTimeLoop
-from tests.support import now, steps
+from tests.support import now, page_of, steps
 
 
 class Told:
@@ -193,23 +192,15 @@ async def test_nothing_is_kept_of_who_took_it_back_nor_of_who_was_told() -> None
 
 @pytest.mark.virtual_time
 async def test_the_timer_keeps_nothing_of_the_context_it_was_set_in() -> None:
-    class Page:
-        """What a service keeps in a context variable."""
-
     alarms = alarms_here(None)
 
-    async def call() -> weakref.ref[Page]:
-        page = Page()
-        ContextVar[Page]("page").set(page)
+    async def call() -> None:
         alarms.set_in(0.5, Told().tell, "x")
-        return weakref.ref(page)
 
-    page = await create_task(call())
-    await create_task(sleep(0))  # what woke this one has still the context it was woken in
-    gc.collect()
+    page = await page_of(call)
 
     assert len(handles()) == 1
-    assert page() is None
+    assert page is None
 
 
 @pytest.mark.virtual_time

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import weakref
 from asyncio import AbstractEventLoop, CancelledError, Task, create_task, current_task, get_running_loop, sleep
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
 from math import inf
 from time import monotonic, process_time
 from typing import Any, cast
@@ -19,7 +16,7 @@ from gateway.call import Call
 from gateway.context import HALF_MICROSECOND, Ambient, clock_of
 from gateway.lane import Lane, Timer
 from gateway.testing import VirtualTimeLoop, assert_nothing_left
-from tests.support import ONE_TRY, ended, now, steps
+from tests.support import ONE_TRY, ended, now, page_of, steps
 
 
 def a_lane(seconds: float) -> Lane:
@@ -441,21 +438,10 @@ async def test_a_timer_that_is_set_keeps_nothing_of_the_caller_whose_call_set_it
     """It is set anew in its own context: what that holds would be kept for as long as calls come."""
     lane = a_lane(1.0)
 
-    class Page:
-        """What a service keeps in a context variable."""
-
-    async def call() -> weakref.ref[Page]:
-        page = Page()
-        ContextVar[Page]("page").set(page)
-        await limited(lane, sleep(0), now() + 0.5 if nearer else inf)
-        return weakref.ref(page)
-
-    page = await create_task(call())
-    await create_task(sleep(0))  # what woke this one has still the context it was woken in
-    gc.collect()
+    page = await page_of(lambda: limited(lane, sleep(0), now() + 0.5 if nearer else inf))
 
     assert len(timers()) == 1
-    assert page() is None
+    assert page is None
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, CancelledError, GeneratorExit])
