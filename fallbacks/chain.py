@@ -18,8 +18,8 @@ Scope = Callable[[float], AbstractContextManager[object]]
 
 
 LONGEST = 300
-CANCELLED_INSIDE = "a task of its own was cancelled"
 """Characters of a foreign error that go into a message or a note."""
+CANCELLED_INSIDE = "a task of its own was cancelled"
 
 
 class Fallback:

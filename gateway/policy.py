@@ -237,7 +237,7 @@ class BreakerPolicy:
         if self.window_calls is None:
             if self.window_for is None:
                 object.__setattr__(self, "window_for", Derived(10.0))
-            self._check_window_for()
+            _whole_seconds("breaker.window_for", self.window_for, remedy="give whole seconds, or `window_calls`")
         elif given(self.window_for) and self.window_for is not None:
             raise ConfigError("breaker.window_for", "both a time and a count window are given", "give only one of them")
         else:
@@ -283,13 +283,6 @@ class BreakerPolicy:
         if isinf(self.ramp_for):
             raise ConfigError("breaker.ramp_for", "inf would never let all in", "give seconds; 0 for no ramp")
         _count("breaker.max_circuits", self.max_circuits)
-
-    def _check_window_for(self) -> None:
-        seconds = _number("breaker.window_for", self.window_for)
-        if isinf(seconds) or seconds != int(seconds) or seconds < 1:
-            problem = f"{seconds} is not a whole number of seconds from 1 up"
-            raise ConfigError("breaker.window_for", problem, "give whole seconds, or `window_calls`")
-        _at_most("breaker.window_for", seconds, LONGEST_WINDOW)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -620,10 +613,10 @@ class EndpointsPolicy:
         _claim("endpoints.share_keys", self.share_keys)
 
 
-def _whole_seconds(name: str, value: object) -> None:
+def _whole_seconds(name: str, value: object, *, remedy: str = "give whole seconds") -> None:
     seconds = _number(name, value)
     if isinf(seconds) or seconds != int(seconds) or seconds < 1:
-        raise ConfigError(name, f"{seconds} is not a whole number of seconds from 1 up", "give whole seconds")
+        raise ConfigError(name, f"{seconds} is not a whole number of seconds from 1 up", remedy)
     _at_most(name, seconds, LONGEST_WINDOW)
 
 

@@ -46,7 +46,6 @@ CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 """The last: there is no such column, say. As the file says that it is ours, its schema is damaged."""
 KEYS_AT_ONCE = 500
 WRITE = "INSERT OR REPLACE INTO entries (key, expires_at, value) VALUES (?, ?, ?)"
-
 DELETE = "DELETE FROM entries WHERE key = ?"
 
 SCHEMA = f"""
